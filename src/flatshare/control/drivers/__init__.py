@@ -1,0 +1,1 @@
+"""Fleet drivers: how an instance is started and stopped."""

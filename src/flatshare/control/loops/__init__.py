@@ -1,0 +1,1 @@
+"""Thin loops that act on decisions."""

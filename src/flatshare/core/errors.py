@@ -1,0 +1,121 @@
+"""Everything that can go wrong, named after the state that was met.
+
+    FlatshareError
+    ├─ BadInput                 the caller's request cannot be understood
+    │  ├─ BodyTooLarge
+    │  └─ ValidationFailed      a control call breaks a rule of the API
+    ├─ UnknownEndpoint · UnknownVariant · UnknownModel · UnknownTarget · NotResident
+    ├─ BadPackage               the artifact is not a model that we can serve
+    │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
+    │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    ├─ Overloaded               too many wait already
+    ├─ ModelNotReady            still loading when the hold time was over
+    ├─ OutOfMemory              does not fit now, and waiting did not help
+    │  └─ NeverFits             would not fit an empty instance
+    ├─ QuotaExceeded            the fleet has no room for another instance
+    ├─ StoreUnavailable         the artifact's store failed or is out of reach
+    ├─ DiskFull
+    └─ InstanceGone             the instance died or did not answer
+
+Which status and code each gets is decided in one table, `wire/faults.py`.
+"""
+
+
+class FlatshareError(Exception):
+    """Base of the tree. `str(error)` is a sentence for the caller that says what to do."""
+
+    can_retry = False
+
+
+class BadInput(FlatshareError):
+    """The request cannot be understood as it is."""
+
+
+class BodyTooLarge(BadInput):
+    """More bytes than the contract admits."""
+
+
+class ValidationFailed(BadInput):
+    """A control call breaks a rule of the API."""
+
+
+class UnknownOperation(BadInput):
+    """No such operation is served here."""
+
+
+class UnknownEndpoint(FlatshareError):
+    """No endpoint has this name."""
+
+
+class UnknownVariant(FlatshareError):
+    """The endpoint has no such production variant."""
+
+
+class UnknownTarget(FlatshareError):
+    """Nothing lies at prefix + target model, or it may not be read."""
+
+
+class NotResident(FlatshareError):
+    """The instance does not hold this model and was not told where to find it."""
+
+
+class AlreadyLoaded(FlatshareError):
+    """The model is loaded already."""
+
+
+class BadPackage(FlatshareError):
+    """The artifact is not a model that can be served."""
+
+
+class UnsafeArchive(BadPackage):
+    """The archive escapes its folder, carries links or devices, or swells beyond the limits."""
+
+
+class UnsupportedModel(BadPackage):
+    """Well-formed, but of a kind that this version does not know."""
+
+
+class Overloaded(FlatshareError):
+    """Too many requests wait already."""
+
+    can_retry = True
+
+
+class ModelNotReady(FlatshareError):
+    """The model was still being fetched or loaded when the hold time was over."""
+
+    can_retry = True
+
+
+class OutOfMemory(FlatshareError):
+    """There is no room now: every resident model that could make room is in use."""
+
+    can_retry = True
+
+
+class NeverFits(OutOfMemory):
+    """The model would not fit an empty instance."""
+
+    can_retry = False
+
+
+class QuotaExceeded(FlatshareError):
+    """The fleet has no room for what was asked."""
+
+
+class StoreUnavailable(FlatshareError):
+    """The artifact's store failed, is out of reach, or changed while it was read."""
+
+    can_retry = True
+
+
+class DiskFull(FlatshareError):
+    """The instance's disk cannot take the artifact."""
+
+    can_retry = True
+
+
+class InstanceGone(FlatshareError):
+    """The instance died, or did not answer in time."""
+
+    can_retry = True

@@ -1,0 +1,63 @@
+"""What can be set. Each component receives its own section, never the whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flatshare.core.sizes import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """The front door."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_body_bytes: int = 6_291_456  # InvokeEndpoint's limit in botocore's service model
+    max_in_flight: int = 1024
+    hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
+    drain_s: float = 25.0  # SageMaker kills 30 s after SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSettings:
+    """Desired state, and the account that the ARNs name."""
+
+    database_url: str = "sqlite://"
+    region: str = "us-east-1"
+    account: str = "000000000000"
+    tick_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSettings:
+    """What the instances of this machine may take together."""
+
+    memory_bytes: int = 2048 * MIB
+    store_dir: Path = Path("store")
+    log_dir: Path = Path("log")
+    max_instances: int = 16
+    start_timeout_s: float = 60.0
+    stop_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """What one artifact may be, so that none can fill the disk or exhaust the importer."""
+
+    max_unpacked_bytes: int = 20 * 2**30
+    max_files: int = 10_000
+    max_expansion: float = 200.0  # unpacked ÷ packed; real weights compress by 1.1, text by 10
+    max_json_bytes: int = 64 * MIB  # config and tokenizer files
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSettings:
+    """One instance: a share of the machine."""
+
+    store_dir: Path
+    memory_bytes: int = 2048 * MIB
+    anonymous_share: float = 0.5  # of the memory: what may be private; the rest is for mapped weights
+    disk_bytes: int = 50 * 2**30
+    workers: int = 2
+    max_waiting: int = 512
+    drain_s: float = 25.0

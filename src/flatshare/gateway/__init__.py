@@ -1,0 +1,1 @@
+"""The first half of a request's path: the front door, admission, routing."""

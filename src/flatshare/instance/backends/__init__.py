@@ -1,0 +1,1 @@
+"""Engines: what turns texts into tensors once a model is resident."""

@@ -1,0 +1,1 @@
+"""ONNX graphs generated from a checkpoint's config, one module per family."""

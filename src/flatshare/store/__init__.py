@@ -1,0 +1,1 @@
+"""Where models live: the artifact sources, and the tensors by content hash on this machine's disk."""

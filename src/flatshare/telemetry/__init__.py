@@ -1,0 +1,1 @@
+"""Eyes: logs and metrics."""
