@@ -26,7 +26,9 @@ class InstanceClient:
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
 
-    async def request(self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0) -> Reply:
+    async def request(
+        self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0
+    ) -> Reply:
         """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`."""
         head = _render_head(method, path, headers, len(body))
         async with asyncio.timeout(timeout_s):

@@ -63,7 +63,9 @@ def asgi(handler: Handler, *, max_body_bytes: int) -> Callable[[Scope, Receive, 
             body = b""
         except _CallerGone:
             return
-        request = Request(scope["method"], unquote(scope["raw_path"].split(b"?")[0].decode("latin-1")), headers, body, scope["query_string"])
+        request = Request(
+            scope["method"], unquote(scope["raw_path"].split(b"?")[0].decode("latin-1")), headers, body, scope["query_string"]
+        )
         reply = await handler(request)
         await send({"type": "http.response.start", "status": reply.status, "headers": _reply_headers(reply)})
         await send({"type": "http.response.body", "body": reply.body if request.method != "HEAD" else b""})

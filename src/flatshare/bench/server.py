@@ -1,0 +1,150 @@
+"""A real server for a benchmark: started as its own process on a free port, and stopped whatever happens."""
+
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httptools
+import orjson
+
+from flatshare.bench.machine import Memory, cpu_seconds, family, memory_of
+from flatshare.client.aws import aws_client
+from flatshare.client.deploy import EndpointPlan, ensure_endpoint
+
+ENDPOINT = "embeddings"
+
+
+class RunningServer:
+    """A `flatshare serve` process, and what a benchmark asks of it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+        self.process = process
+        self.url = url
+        self.sagemaker = aws_client("sagemaker", url)
+        self.runtime = aws_client("sagemaker-runtime", url, connections=32)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    def pids(self) -> list[int]:
+        return family(self.process.pid)
+
+    def memory(self) -> Memory:
+        return memory_of(self.pids())
+
+    def cpu_seconds(self) -> float:
+        return cpu_seconds(self.pids())
+
+    def status(self) -> dict[str, Any]:
+        """The one instance's status."""
+        with urllib.request.urlopen(f"{self.url}/flatshare/status", timeout=10) as answer:  # noqa: S310  # our own server
+            instance: dict[str, Any] = orjson.loads(answer.read())["instances"][0]
+            return instance
+
+    def invoke(self, target: str, text: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Through boto3: the answer and the HTTP headers."""
+        body = orjson.dumps({"inputs": text})
+        reply = self.runtime.invoke_endpoint(EndpointName=ENDPOINT, TargetModel=target, ContentType="application/json", Body=body)
+        return orjson.loads(reply["Body"].read()), reply["ResponseMetadata"]["HTTPHeaders"]
+
+    def unload_all(self) -> int:
+        """By the container contract, at the instance's own door. How many models were unloaded."""
+        status = self.status()
+        for model in status["models"]:
+            with PlainCaller.to_socket(status["socket"]) as caller:
+                caller.request("DELETE", f"/models/{model['key']}", b"")
+        return len(status["models"])
+
+
+@contextmanager
+def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[RunningServer]:
+    """A server with one endpoint in service over the checkpoints below `prefix`."""
+    command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json", "--log-level", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            server = RunningServer(process, _first_json(process)["url"])
+            ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"file://{prefix}/"))
+            server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    """The greeting that `serve --json` prints once it listens."""
+    assert process.stdout is not None
+    text = b""
+    for line in process.stdout:
+        text += line
+        if line.rstrip() == b"}":
+            greeting: dict[str, Any] = orjson.loads(text)
+            return greeting
+    raise RuntimeError(f"the server stopped before it listened, with status {process.wait()}")
+
+
+class PlainCaller:
+    """One keep-alive HTTP/1.1 connection, with as little of its own as can be."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._body: list[bytes] = []
+        self._is_done = False
+
+    @classmethod
+    def to_port(cls, port: int) -> "PlainCaller":
+        connection = socket.create_connection(("127.0.0.1", port), timeout=70)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connection)
+
+    @classmethod
+    def to_socket(cls, path: str) -> "PlainCaller":
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(70)
+        connection.connect(path)
+        return cls(connection)
+
+    def __enter__(self) -> "PlainCaller":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def request(self, method: str, path: str, body: bytes, headers: str = "") -> tuple[int, bytes]:
+        """Status and body."""
+        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+        self._connection.sendall(head.encode() + body)
+        parser = httptools.HttpResponseParser(self)
+        self._body, self._is_done = [], False
+        while not self._is_done:
+            data = self._connection.recv(65536)
+            if not data:
+                raise ConnectionError("the server hung up")
+            parser.feed_data(data)
+        return parser.get_status_code(), b"".join(self._body)
+
+    def invoke(self, target: str, body: bytes) -> bytes:
+        """InvokeEndpoint without the SDK. Raises RuntimeError unless it is answered with 200."""
+        path = f"/endpoints/{ENDPOINT}/invocations"
+        status, answer = self.request("POST", path, body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+        if status != 200:
+            raise RuntimeError(f"{target}: {status} {answer[:300]!r}")
+        return answer
+
+    # What httptools calls.
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        self._is_done = True

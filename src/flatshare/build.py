@@ -1,0 +1,94 @@
+"""The only file that knows everybody: settings become objects, and objects one running server."""
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from flatshare.control.drivers.local import LocalDriver
+from flatshare.control.plane import Control
+from flatshare.core.clock import SystemClock
+from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings
+from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.invoke import Invoker
+from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.status import FleetStatus
+from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.wire.http import asgi
+
+log = get_logger("server")
+_KEEP_ALIVE_S = 75  # longer than any hold, so that the server never hangs up on a client that is about to call
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The whole tree; each component is given its own branch."""
+
+    gateway: GatewaySettings
+    control: ControlSettings
+    fleet: FleetSettings
+
+
+def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, region: str = "us-east-1") -> ServerSettings:
+    """Everything below one folder: the database, the tensor store, the instances' logs."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    return ServerSettings(
+        gateway=GatewaySettings(host=host, port=port),
+        control=ControlSettings(database_url=f"sqlite:///{data_dir / 'control.db'}", region=region),
+        fleet=FleetSettings(memory_bytes=memory_bytes, store_dir=data_dir / "store", log_dir=data_dir / "log"),
+    )
+
+
+async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = None) -> None:
+    """Run gateway and control plane until a signal; then answer what is under way and stop the instances.
+
+    `ready` is given the port once the server listens (useful with port 0).
+    """
+    routes = RouteTable(settings.control.account)
+    metrics = GatewayMetrics()
+    control = Control(settings.control, settings.fleet, LocalDriver(settings.fleet), SystemClock(), routes.replace)
+    invoker = Invoker(settings.gateway, routes, metrics, region=settings.control.region, account=settings.control.account)
+    door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics)
+    server = uvicorn.Server(_server_config(door, settings.gateway))
+    await control.start()
+    announcement = asyncio.get_running_loop().create_task(_announce(server, ready))
+    try:
+        await server.serve()
+    finally:
+        announcement.cancel()
+        with suppress(asyncio.CancelledError):
+            await announcement
+        await control.close()
+        routes.close()
+
+
+def _server_config(door: FrontDoor, settings: GatewaySettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        asgi(door.handle, max_body_bytes=settings.max_body_bytes),
+        host=settings.host,
+        port=settings.port,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_s),
+    )
+
+
+async def _announce(server: uvicorn.Server, ready: "asyncio.Future[int] | None") -> None:
+    """Say when the port is open. uvicorn has no event for it."""
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    log.info("server_listens", port=port)
+    if ready is not None:
+        ready.set_result(port)
+
+

@@ -1,0 +1,113 @@
+"""`flatshare deploy` and `flatshare invoke`: put a model behind an endpoint, and call it."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import orjson
+
+from flatshare.cli.options import console, json_option, print_json, url_option
+from flatshare.client import deploy as deployment
+from flatshare.client.aws import aws_client
+
+
+@click.command(short_help="Put models behind an endpoint.")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--endpoint", required=True, help="Endpoint to serve them; created if it is missing.")
+@click.option("--target", help="Target model name, such as acme/query. Default: the artifact's own name. One artifact only.")
+@click.option("--prefix", help="Where the endpoint's models lie, for a new endpoint. Default: file://./models/ENDPOINT/")
+@click.option("--no-check", is_flag=True, help="Do not call each model once to see that it answers.")
+@url_option
+@json_option
+def deploy(artifacts: tuple[Path, ...], endpoint: str, target: str | None, prefix: str | None, no_check: bool, url: str, as_json: bool) -> None:
+    """Copy checkpoints under an endpoint's prefix, create the endpoint if it is missing, and wait until each model answers.
+
+    ARTIFACTS are checkpoint directories (what save_pretrained() writes) or archives: .tar, .tar.gz, .tar.zst.
+
+    \b
+    Examples:
+      flatshare deploy ./my-encoder --endpoint embeddings --target acme/query
+      flatshare deploy tenants/* --endpoint embeddings
+    """
+    if target is not None and len(artifacts) > 1:
+        raise click.UsageError("--target names one model: give one artifact, or leave it out")
+    sagemaker = aws_client("sagemaker", url)
+    default_prefix = f"file://{Path.cwd() / 'models' / endpoint}/"
+    place = deployment.endpoint_prefix(sagemaker, endpoint) or prefix or default_prefix
+    if place.startswith("file://"):
+        Path(place.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
+    is_new = deployment.ensure_endpoint(sagemaker, deployment.EndpointPlan(endpoint, place))
+    if is_new and not as_json:
+        console.print(f"endpoint [bold]{endpoint}[/] is in service, its models lie at {place}")
+    results = [_deploy_one(url, endpoint, artifact, place, target or artifact.name, check=not no_check) for artifact in _shown(artifacts, as_json=as_json)]
+    if as_json:
+        print_json({"endpoint": endpoint, "prefix": place, "created": is_new, "models": results})
+    else:
+        for result in results:
+            answered = f"answered in {result['first_answer_ms']:.0f} ms" if result["first_answer_ms"] is not None else "not called"
+            console.print(f"  {result['target']}: {answered}")
+
+
+def _shown(artifacts: tuple[Path, ...], *, as_json: bool) -> Any:
+    """The artifacts, with a progress bar if there is somebody to see it."""
+    if as_json or len(artifacts) == 1 or not sys.stderr.isatty():
+        return artifacts
+    from rich.progress import track
+
+    return track(artifacts, "deploying")
+
+
+def _deploy_one(url: str, endpoint: str, artifact: Path, prefix: str, target: str, *, check: bool) -> dict[str, Any]:
+    deployment.copy_artifact(artifact, prefix, target)
+    if not check:
+        return {"target": target, "first_answer_ms": None}
+    started = time.perf_counter()
+    aws_client("sagemaker-runtime", url).invoke_endpoint(
+        EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=b'{"inputs": "hello"}'
+    )
+    return {"target": target, "first_answer_ms": round(1e3 * (time.perf_counter() - started), 1)}
+
+
+@click.command(short_help="Call a model.")
+@click.argument("endpoint")
+@click.argument("target")
+@click.argument("texts", nargs=-1)
+@click.option("--body", type=click.File("rb"), help="Send this file as it is, instead of texts ('-' reads stdin).")
+@click.option("--content-type", default="application/json", show_default=True)
+@url_option
+@json_option
+def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, content_type: str, url: str, as_json: bool) -> None:
+    """Send texts to a target model and print what comes back.
+
+    \b
+    Examples:
+      flatshare invoke embeddings acme/query "where is my parcel?"
+      flatshare invoke embeddings acme/query --json "where is my parcel?" | jq .embeddings
+      echo hello | flatshare invoke embeddings acme/query --body - --content-type text/plain
+    """
+    if (body is None) == (not texts):
+        raise click.UsageError("give either texts or --body")
+    payload = orjson.dumps({"inputs": list(texts)}) if body is None else body.read()
+    started = time.perf_counter()
+    answer = aws_client("sagemaker-runtime", url).invoke_endpoint(
+        EndpointName=endpoint, TargetModel=target, ContentType=content_type, Body=payload
+    )
+    content = answer["Body"].read()
+    took_ms = 1e3 * (time.perf_counter() - started)
+    if as_json or not answer["ContentType"].startswith("application/json"):
+        sys.stdout.buffer.write(content + b"\n")
+        return
+    _show(orjson.loads(content), answer["ResponseMetadata"]["HTTPHeaders"], took_ms)
+
+
+def _show(answer: dict[str, Any], headers: dict[str, str], took_ms: float) -> None:
+    from flatshare.wire.texts import as_vectors
+
+    for row in as_vectors(answer):
+        numbers = ", ".join(f"{value:+.4f}" for value in row[:6])
+        console.print(f"[{numbers}, … {len(row)} numbers]", markup=False)
+    cold = headers.get("x-flatshare-cold-start-ms")
+    state = f"cold start, {float(cold):.1f} ms to load" if cold else "was in memory"
+    console.print(f"[dim]{took_ms:.1f} ms; {state}; weights {headers.get('x-flatshare-model-digest', '?')[:12]}[/]")

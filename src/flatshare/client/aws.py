@@ -1,0 +1,29 @@
+"""The AWS clients of a flatshare server: plain boto3, with nothing changed but the endpoint address."""
+
+import os
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+SERVICES = {
+    "sagemaker": "AWS_ENDPOINT_URL_SAGEMAKER",
+    "sagemaker-runtime": "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME",
+    "application-autoscaling": "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING",
+    "cloudwatch": "AWS_ENDPOINT_URL_CLOUDWATCH",
+}
+
+
+def aws_client(service: str, url: str, *, region: str = "us-east-1", connections: int = 10) -> Any:
+    """A boto3 client for the server at `url`. Without AWS credentials in the environment it signs with a placeholder."""
+    credentials = {}
+    if not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
+        credentials = {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
+    # 70 s: the server holds a cold request for 60. Legacy retries, since the standard mode does not retry ModelNotReadyException.
+    config = Config(read_timeout=70, retries={"mode": "legacy", "max_attempts": 3}, max_pool_connections=connections)
+    return boto3.client(service, endpoint_url=url, region_name=region, config=config, **credentials)
+
+
+def environment(url: str) -> dict[str, str]:
+    """The variables with which AWS clients reach this server, while S3 and STS keep their own addresses."""
+    return dict.fromkeys(SERVICES.values(), url)

@@ -1,0 +1,93 @@
+"""Put a model behind an endpoint by the calls that a SageMaker deployment makes: create what is missing, copy the artifact, call it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from botocore.exceptions import ClientError
+
+from flatshare.core.errors import BadInput
+
+ROLE = "arn:aws:iam::000000000000:role/flatshare"
+IMAGE = "flatshare/multi-model:latest"
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPlan:
+    """What `ensure_endpoint` is to bring about."""
+
+    name: str
+    prefix: str
+    """Where its models lie: `file:///folder/`, `s3://bucket/prefix/`."""
+    instance_type: str = "ml.local"
+    instance_count: int = 1
+
+
+def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
+    """Create model, endpoint configuration and endpoint under one name and wait until it is in service. False if it was there already."""
+    if endpoint_prefix(sagemaker, plan.name) is not None:
+        return False
+    container = {"Image": IMAGE, "Mode": "MultiModel", "ModelDataUrl": plan.prefix}
+    _create(sagemaker.create_model, ModelName=plan.name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    variant = {
+        "VariantName": "AllTraffic",
+        "ModelName": plan.name,
+        "InstanceType": plan.instance_type,
+        "InitialInstanceCount": plan.instance_count,
+    }
+    _create(sagemaker.create_endpoint_config, EndpointConfigName=plan.name, ProductionVariants=[variant])
+    _create(sagemaker.create_endpoint, EndpointName=plan.name, EndpointConfigName=plan.name)
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    return True
+
+
+def remove_endpoint(sagemaker: Any, name: str) -> None:
+    """Delete endpoint, configuration and model of one name, and wait until the endpoint is gone. The artifacts stay."""
+    sagemaker.delete_endpoint(EndpointName=name)
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    sagemaker.delete_endpoint_config(EndpointConfigName=name)
+    sagemaker.delete_model(ModelName=name)
+
+
+def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
+    """Where the models of an existing endpoint lie; None if there is no such endpoint."""
+    try:
+        config = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationException" and "Could not find" in error.response["Error"]["Message"]:
+            return None
+        raise
+    variant = sagemaker.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
+    return str(sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]["ModelDataUrl"])
+
+
+def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
+    """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one."""
+    if not prefix.startswith("file://"):
+        raise BadInput(f"the endpoint's models lie at {prefix}: copy the artifact there with your store's own tools (aws s3 cp --recursive)")
+    place = Path(prefix.removeprefix("file://")) / target
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = place.with_name(f".{place.name}.{uuid4().hex}")
+    if artifact.is_dir():
+        shutil.copytree(artifact, fresh)
+    else:
+        shutil.copy2(artifact, fresh)
+    if place.is_dir():
+        old = place.with_name(f".{place.name}.{uuid4().hex}")
+        place.rename(old)
+        fresh.rename(place)
+        shutil.rmtree(old)
+    else:
+        fresh.replace(place)
+    return place
+
+
+def _create(call: Any, **members: Any) -> None:
+    """An earlier try that was interrupted may have made it already."""
+    try:
+        call(**members)
+    except ClientError as error:
+        if "already existing" not in error.response["Error"]["Message"]:
+            raise

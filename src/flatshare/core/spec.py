@@ -1,0 +1,63 @@
+"""What a model is, once imported: a graph, a tokenizer and tensors, each by digest."""
+
+from dataclasses import dataclass
+
+from flatshare.core.ids import Digest, ModelDigest, TensorDigest
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One weight. All are float32, little-endian, row-major: other types are widened at import."""
+
+    name: str
+    digest: TensorDigest
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelManifest:
+    """Everything that decides what a model answers, so its digest is the model's identity."""
+
+    digest: ModelDigest
+    family: str
+    graph: Digest
+    tokenizer: Digest
+    tensors: tuple[TensorSpec, ...]
+    max_tokens: int
+    """Longer texts are truncated to this many tokens, special tokens included, and the answer says so."""
+    width: int
+    """Length of an embedding."""
+    is_lowercased: bool
+    workspace_bytes: int
+    """Private memory of one run of `max_tokens` tokens, an upper estimate from the architecture's sizes."""
+    notes: tuple[str, ...] = ()
+    """What the importer did that its owner should know: widened types, defaults taken."""
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(self.distinct_tensors.values())
+
+    @property
+    def distinct_tensors(self) -> dict[TensorDigest, int]:
+        """Size in bytes by digest: a tensor that occurs twice counts once."""
+        return {tensor.digest: tensor.size_bytes for tensor in self.tensors}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where a tensor lies on this machine's disk."""
+
+    pack: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A manifest together with the places of its tensors and the paths of its graph and tokenizer."""
+
+    manifest: ModelManifest
+    places: dict[TensorDigest, TensorPlace]
+    graph_path: str
+    tokenizer_path: str
+    packs_dir: str

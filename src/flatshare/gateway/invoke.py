@@ -1,0 +1,119 @@
+"""Step 2 of a request's path, on one screen: admit → route → send → settle."""
+
+import random
+import time
+from uuid import uuid4
+
+from flatshare.client.instance import InstanceClient
+from flatshare.core import errors
+from flatshare.core.call import ModelSource
+from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, ModelNotReady, NeverFits, Overloaded
+from flatshare.core.ids import ArtifactUri, InstanceId, ModelKey, model_key
+from flatshare.core.settings import GatewaySettings
+from flatshare.core.state import EndpointRoute, VariantRoute
+from flatshare.gateway.routes import RouteTable
+from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.wire import container, sagemaker
+from flatshare.wire.http import Reply, require_body_within
+from flatshare.wire.sagemaker import Invocation, LogPlace
+
+log = get_logger("gateway")
+_KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, b"x-amzn-sagemaker-custom-attributes"}
+
+
+class Invoker:
+    """The journey of one InvokeEndpoint call through the gateway."""
+
+    def __init__(
+        self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, *, region: str, account: str
+    ) -> None:
+        self._settings = settings
+        self._routes = routes
+        self._metrics = metrics
+        self._region = region
+        self._account = account
+        self._in_flight = 0
+
+    async def invoke(self, call: Invocation) -> Reply:
+        """Always a reply: what went wrong becomes the contract's error."""
+        started_s, request_id = time.monotonic(), str(uuid4())
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            reply = await self._journey(call, request_id)
+        except FlatshareError as error:
+            reply = sagemaker.error_reply(error, request_id)
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+        self._settle(call, reply, time.monotonic() - started_s)
+        return reply
+
+    async def _journey(self, call: Invocation, request_id: str) -> Reply:
+        if self._in_flight > self._settings.max_in_flight:
+            raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
+        require_body_within(call.request, self._settings.max_body_bytes)
+        endpoint = self._routes.endpoint(call.endpoint)
+        if call.target is None:
+            raise sagemaker.missing_target()
+        variant = self._routes.variant(endpoint, call.variant, random.random())  # noqa: S311  # a split of traffic, not a secret
+        source = ModelSource(sagemaker.artifact_uri(variant.prefix, call.target), variant.prefix)
+        answer = await self._send(call, variant, source)
+        return self._as_reply(answer, endpoint, variant, request_id)
+
+    async def _send(self, call: Invocation, variant: VariantRoute, source: ModelSource) -> Reply:
+        """To the model's instance; if that dies, to another: an inference may be run twice."""
+        key, tried = model_key(ArtifactUri(source.uri)), frozenset[InstanceId]()
+        headers = call.forwarded_headers + container.source_headers(source)
+        while True:
+            upstream = self._routes.upstream(variant, key, tried)
+            if upstream is None:
+                raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
+            with upstream as client:
+                try:
+                    path = f"/models/{key}/invoke"
+                    return await client.request(
+                        "POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s
+                    )
+                except InstanceGone as error:
+                    log.warning("instance_gone", instance=upstream.id, reason=str(error))
+                    tried |= {upstream.id}
+                except TimeoutError:
+                    return await self._too_late(client, key)
+
+    async def _too_late(self, client: InstanceClient, key: ModelKey) -> Reply:
+        """The hold time is over: was the model still loading, or is it slow?"""
+        found = await client.request("GET", f"/models/{key}", timeout_s=2.0)
+        if found.status == 404:
+            raise ModelNotReady(
+                f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again"
+            )
+        return container.error_reply(500, "InternalFailure", f"the model did not answer within {self._settings.hold_s:.0f} s")
+
+    def _as_reply(self, answer: Reply, endpoint: EndpointRoute, variant: VariantRoute, request_id: str) -> Reply:
+        if answer.status >= 300:
+            return self._as_error(answer, endpoint, request_id)
+        kept = [pair for pair in answer.headers if pair[0] in _KEPT]
+        answer.headers = [
+            *kept,
+            (b"x-amzn-invoked-production-variant", variant.name.encode()),
+            (b"x-amzn-requestid", request_id.encode()),
+        ]
+        return answer
+
+    def _as_error(self, answer: Reply, endpoint: EndpointRoute, request_id: str) -> Reply:
+        """The model's own errors become 424 ModelError; the platform's keep their meaning."""
+        name = next((value.decode() for key, value in answer.headers if key == container.ERROR), "")
+        kind = getattr(errors, name, None)
+        message = container.error_sentence(answer)
+        if kind is None or issubclass(kind, BadInput | BadPackage | NeverFits):
+            place = LogPlace(self._region, self._account, endpoint.name)
+            return sagemaker.model_error_reply(answer.status, message, place, request_id)
+        error: FlatshareError = kind(message)
+        return sagemaker.error_reply(error, request_id)
+
+    def _settle(self, call: Invocation, reply: Reply, took_s: float) -> None:
+        known = call.endpoint if call.endpoint in self._routes.endpoints else "unknown"
+        cold_ms = next((float(value) for key, value in reply.headers if key == container.COLD_START_MS), None)
+        self._metrics.answered(known, reply.status, took_s, None if cold_ms is None else cold_ms / 1e3)

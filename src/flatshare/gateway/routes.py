@@ -1,0 +1,77 @@
+"""Step 3 of a request's path: which endpoints answer, through which instances, and the connections to them."""
+
+from dataclasses import dataclass
+
+from flatshare.client.instance import InstanceClient
+from flatshare.core.errors import UnknownEndpoint, UnknownVariant
+from flatshare.core.ids import EndpointName, InstanceId, ModelKey, VariantName
+from flatshare.core.state import EndpointRoute, Routes, VariantRoute
+from flatshare.policy import route
+from flatshare.policy.route import InstanceLoad
+
+
+@dataclass(slots=True)
+class Upstream:
+    """One instance as the gateway sees it."""
+
+    id: InstanceId
+    client: InstanceClient
+    in_flight: int = 0
+
+    def __enter__(self) -> InstanceClient:
+        self.in_flight += 1
+        return self.client
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
+
+
+class RouteTable:
+    """Replaced as a whole by control, read by every request."""
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+        self._routes = Routes({})
+        self._upstreams: dict[InstanceId, Upstream] = {}
+
+    def replace(self, routes: Routes) -> None:
+        """Take over what control published; instances that are gone lose their connections."""
+        addresses = {a.id: a for e in routes.endpoints.values() for v in e.variants for a in v.instances}
+        for gone in self._upstreams.keys() - addresses.keys():
+            self._upstreams.pop(gone).client.close()
+        for address in addresses.values():
+            if address.id not in self._upstreams:
+                self._upstreams[address.id] = Upstream(address.id, InstanceClient(address.socket_path))
+        self._routes = routes
+
+    def close(self) -> None:
+        self.replace(Routes({}))
+
+    @property
+    def endpoints(self) -> dict[EndpointName, EndpointRoute]:
+        return self._routes.endpoints
+
+    def endpoint(self, name: EndpointName) -> EndpointRoute:
+        """Raises UnknownEndpoint, in AWS's words."""
+        try:
+            return self._routes.endpoints[name]
+        except KeyError:
+            raise UnknownEndpoint(f"Endpoint {name} of account {self._account} not found.") from None
+
+    def variant(self, endpoint: EndpointRoute, wanted: VariantName | None, point: float) -> VariantRoute:
+        """The variant asked for, or one drawn by weight with `point` in [0, 1). Raises UnknownVariant."""
+        if wanted is None:
+            return endpoint.variants[route.pick_weighted([v.weight for v in endpoint.variants], point)]
+        for variant in endpoint.variants:
+            if variant.name == wanted:
+                return variant
+        names = ", ".join(variant.name for variant in endpoint.variants)
+        raise UnknownVariant(f"Endpoint {endpoint.name} has no production variant '{wanted}': it has {names}")
+
+    def upstream(self, variant: VariantRoute, model: ModelKey, avoid: frozenset[InstanceId]) -> Upstream | None:
+        """The instance for this model, other than those in `avoid`; None if there is none left."""
+        loads = [InstanceLoad(a.id, self._upstreams[a.id].in_flight) for a in variant.instances if a.id not in avoid]
+        return self._upstreams[route.choose(model, loads)] if loads else None
+
+    def upstreams(self, endpoint: EndpointRoute) -> list[Upstream]:
+        return [self._upstreams[address.id] for variant in endpoint.variants for address in variant.instances]

@@ -1,0 +1,54 @@
+"""What the fleet is doing now: every instance's own status, gathered for the dashboard, `flatshare top` and `/metrics`."""
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from flatshare.core.errors import InstanceGone
+from flatshare.core.state import EndpointRoute
+from flatshare.gateway.routes import RouteTable, Upstream
+from flatshare.telemetry.metrics import InstanceReading
+
+_TIMEOUT_S = 2.0
+
+
+class FleetStatus:
+    """Asks every instance in service."""
+
+    def __init__(self, routes: RouteTable) -> None:
+        self._routes = routes
+
+    async def gather(self) -> list[dict[str, Any]]:
+        """One record per instance; one that does not answer says so under `error`."""
+        pairs = [
+            (endpoint, upstream)
+            for endpoint in self._routes.endpoints.values()
+            for upstream in self._routes.upstreams(endpoint)
+        ]
+        return list(await asyncio.gather(*(_ask(endpoint, upstream) for endpoint, upstream in pairs)))
+
+    async def readings(self) -> list[InstanceReading]:
+        return [_reading(status) for status in await self.gather() if "balance" in status]
+
+
+async def _ask(endpoint: EndpointRoute, upstream: Upstream) -> dict[str, Any]:
+    base = {"endpoint": endpoint.name, "instance": upstream.id}
+    try:
+        reply = await upstream.client.request("GET", "/flatshare/status", timeout_s=_TIMEOUT_S)
+    except (InstanceGone, TimeoutError) as error:
+        return {**base, "error": str(error) or "no answer in time"}
+    return {**base, **orjson.loads(reply.body)}
+
+
+def _reading(status: dict[str, Any]) -> InstanceReading:
+    balance = status["balance"]
+    return InstanceReading(
+        endpoint=status["endpoint"],
+        instance=status["instance"],
+        models=balance["models"],
+        anonymous_bytes=balance["measured_anonymous"],
+        mapped_bytes=balance["mapped"],
+        memory_limit_bytes=balance["memory_limit"],
+        decisions=status["decision_counts"],
+    )

@@ -1,0 +1,102 @@
+"""Step 4 of a request's path: the instance's door, which speaks the container contract (wire/container.py)."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from urllib.parse import parse_qs
+
+import orjson
+
+from flatshare.core.errors import BadInput, FlatshareError, NotResident
+from flatshare.core.ids import ModelKey
+from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.cache import ModelCache
+from flatshare.instance.serve import Server
+from flatshare.instance.workbench import Workbench
+from flatshare.telemetry.journal import Journal
+from flatshare.telemetry.log import get_logger
+from flatshare.wire import container, faults
+from flatshare.wire.http import Reply, Request
+
+log = get_logger("instance")
+_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
+
+
+class InstanceApp:
+    """Routes a request; `handle` is the whole of it."""
+
+    def __init__(
+        self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: MappedBackend
+    ) -> None:
+        self._server = server
+        self._cache = cache
+        self._workbench = workbench
+        self._journal = journal
+        self._backend = backend
+        self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
+            ("GET", "/ping"): self._ping,
+            ("GET", "/models"): self._list,
+            ("POST", "/models"): self._load,
+            ("GET", "/flatshare/status"): self._status,
+            ("PUT", "/flatshare/memory"): self._set_memory,
+        }
+
+    async def handle(self, request: Request) -> Reply:
+        """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
+        try:
+            return await self._route(request)
+        except FlatshareError as error:
+            return container.error_reply(faults.container_status(error), type(error).__name__, str(error))
+        except Exception as error:
+            log.exception("request_failed", path=request.path)
+            return container.error_reply(500, "InternalFailure", f"the model failed: {type(error).__name__}: {error}")
+
+    async def _route(self, request: Request) -> Reply:
+        path = _PATH.fullmatch(request.path)
+        if path is None:
+            handler = self._fixed.get((request.method, request.path))
+            if handler is None:
+                raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+            return await handler(request)
+        key = ModelKey(path["key"])
+        if request.method == "POST" and path["invoke"]:
+            return await self._server.invoke(key, container.parse_source(request), request)
+        if request.method == "GET" and not path["invoke"]:
+            return self._describe(key)
+        if request.method == "DELETE" and not path["invoke"]:
+            await self._cache.unload(key)
+            return Reply(200)
+        raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+
+    async def _ping(self, _: Request) -> Reply:
+        return Reply(200)
+
+    async def _load(self, request: Request) -> Reply:
+        load = container.parse_load(request.body)
+        await self._cache.load(load.key, load.source)
+        return Reply(200, orjson.dumps(container.render_model(load.key, load.source.uri)))
+
+    async def _list(self, request: Request) -> Reply:
+        after = parse_qs(request.query.decode("latin-1")).get("next_page_token", [""])[0]
+        return container.render_models([(info.key, info.uri) for info in self._cache.snapshot()], after)
+
+    def _describe(self, key: ModelKey) -> Reply:
+        source = self._cache.source_of(key)
+        if source is None:
+            raise NotResident(f"model {key} is not loaded")
+        return Reply(200, orjson.dumps(container.render_model(key, source.uri)))
+
+    async def _set_memory(self, request: Request) -> Reply:
+        await self._cache.set_memory(container.parse_memory(request.body))
+        return Reply(200, orjson.dumps(asdict(self._cache.balance())))
+
+    async def _status(self, _: Request) -> Reply:
+        status = {
+            "balance": asdict(self._cache.balance()),
+            "engine": self._backend.statistics(),
+            "in_flight": self._workbench.in_flight,
+            "models": [asdict(info) for info in self._cache.snapshot()],
+            "decisions": [asdict(entry) for entry in self._journal.latest(50)],
+            "decision_counts": self._journal.counts,
+        }
+        return Reply(200, orjson.dumps(status))

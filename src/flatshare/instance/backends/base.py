@@ -1,0 +1,37 @@
+"""What the cache and the server ask of an engine."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.spec import StoredModel
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Private memory that a model takes, in bytes, by what shares it.
+
+    `shared` maps what several models have in common (a session, a tokenizer) to its size: it is counted once.
+    """
+
+    own_bytes: int
+    shared: dict[str, int]
+
+
+class LoadedModel(Protocol):
+    """A model ready to run, from any worker thread."""
+
+    def run(self, call: TextCall) -> Embeddings: ...
+
+
+class Backend(Protocol):
+    """Loads models. `load` runs on a loader thread, `shrink` with no model loaded or running."""
+
+    def footprint(self, stored: StoredModel) -> Footprint:
+        """What `load` will take, predicted before it is done."""
+
+    def load(self, stored: StoredModel) -> LoadedModel:
+        """Map the weights and make the model ready. Dropping the last reference to the result unloads it."""
+
+    def shrink(self) -> None:
+        """Give memory that is no longer needed back to the system."""

@@ -1,0 +1,46 @@
+"""A backend without an engine, for tests of everything around it: a model answers with its digest's first bytes as numbers."""
+
+import threading
+
+import numpy as np
+
+from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.spec import StoredModel
+from flatshare.instance.backends.base import Footprint
+
+OWN_BYTES = 1_000
+SHARED_BYTES = 10_000
+
+
+class FakeBackend:
+    """Counts what is loaded. `load` waits for `gate`, so that a test can hold a load open; `failure` is raised instead if set."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure: Exception | None = None
+        self.loads = 0
+        self.shrinks = 0
+
+    def footprint(self, stored: StoredModel) -> Footprint:
+        return Footprint(OWN_BYTES, {f"session {stored.manifest.graph}": SHARED_BYTES})
+
+    def load(self, stored: StoredModel) -> "FakeModel":
+        self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.loads += 1
+        return FakeModel(stored)
+
+    def shrink(self) -> None:
+        self.shrinks += 1
+
+
+class FakeModel:
+    """Answers at once."""
+
+    def __init__(self, stored: StoredModel) -> None:
+        self._row = np.frombuffer(bytes.fromhex(stored.manifest.digest[:16]), np.uint8).astype(np.float32)
+
+    def run(self, call: TextCall) -> Embeddings:
+        return Embeddings(np.tile(self._row, (len(call.texts), 1)), tuple(len(text.split()) for text in call.texts), ())

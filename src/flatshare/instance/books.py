@@ -1,0 +1,144 @@
+"""Step 5a: the ledgers. What each resident model has reserved, what is shared, and what the kernel says.
+
+    anonymous   private memory: base + shared (sessions, tokenizers, workspaces; counted once) + each model's own; hard
+    mapped      distinct weight bytes of the residents, wherever they lie in packs; soft: the page cache holds them
+
+`check` states the identity that must hold after every step.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from flatshare.core.ids import ModelKey, TensorDigest
+from flatshare.instance.backends.base import Footprint
+from flatshare.policy.admit import MemoryView, Need
+from flatshare.policy.evict import Resident
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one model holds."""
+
+    footprint: Footprint
+    tensors: Mapping[TensorDigest, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """The books at one moment, in bytes."""
+
+    memory_limit: int
+    anonymous_limit: int
+    base_anonymous: int
+    anonymous: int
+    mapped: int
+    measured_anonymous: int
+    models: int
+
+
+class Books:
+    """Owned by the cache: nobody else writes in it."""
+
+    def __init__(self, memory_bytes: int, anonymous_share: float, base_anonymous: int) -> None:
+        self._memory_bytes = memory_bytes
+        self._anonymous_share = anonymous_share
+        self._base_anonymous = base_anonymous
+        self._reserved: dict[ModelKey, Reservation] = {}
+        self._holders: Counter[TensorDigest] = Counter()
+        self._sharers: Counter[str] = Counter()
+        self._shared_bytes = 0
+        self._own_bytes = 0
+        self._mapped_bytes = 0
+
+    def reserve(self, key: ModelKey, reservation: Reservation) -> None:
+        """Enter what a model will take, before it takes it."""
+        assert key not in self._reserved, "reserved twice. This is a bug."
+        self._reserved[key] = reservation
+        self._own_bytes += reservation.footprint.own_bytes
+        for name, size in reservation.footprint.shared.items():
+            self._shared_bytes += size if self._sharers[name] == 0 else 0
+            self._sharers[name] += 1
+        for tensor, size in reservation.tensors.items():
+            self._mapped_bytes += size if self._holders[tensor] == 0 else 0
+            self._holders[tensor] += 1
+
+    def release(self, key: ModelKey) -> None:
+        """Strike out a model that has given back what it took."""
+        reservation = self._reserved.pop(key)
+        self._own_bytes -= reservation.footprint.own_bytes
+        for name, size in reservation.footprint.shared.items():
+            self._shared_bytes -= size if _drop(self._sharers, name) else 0
+        for tensor, size in reservation.tensors.items():
+            self._mapped_bytes -= size if _drop(self._holders, tensor) else 0
+
+    def reservation(self, key: ModelKey) -> Reservation:
+        return self._reserved[key]
+
+    def set_memory(self, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
+
+    def need(self, reservation: Reservation) -> Need:
+        """What a model would take on top of what is there."""
+        shared = sum(size for name, size in reservation.footprint.shared.items() if name not in self._sharers)
+        return Need(reservation.footprint.own_bytes + shared, reservation.tensors)
+
+    def view(self, residents: tuple[Resident, ...]) -> MemoryView:
+        """For the admission policy. What the kernel measures counts if it is more than what was booked."""
+        balance = self.balance()
+        return MemoryView(
+            memory_limit=balance.memory_limit,
+            anonymous_limit=balance.anonymous_limit,
+            base_anonymous=self._base_anonymous,
+            anonymous=max(balance.anonymous, balance.measured_anonymous),
+            mapped=self._mapped_bytes,
+            residents=residents,
+            holders=MappingProxyType(self._holders),
+        )
+
+    def balance(self) -> Balance:
+        return Balance(
+            memory_limit=self._memory_bytes,
+            anonymous_limit=int(self._memory_bytes * self._anonymous_share),
+            base_anonymous=self._base_anonymous,
+            anonymous=self._base_anonymous + self._shared_bytes + self._own_bytes,
+            mapped=self._mapped_bytes,
+            measured_anonymous=anonymous_bytes(),
+            models=len(self._reserved),
+        )
+
+    def check(self) -> None:
+        """Running totals equal what the reservations add up to."""
+        tensors: dict[TensorDigest, int] = {}
+        shared: dict[str, int] = {}
+        for reservation in self._reserved.values():
+            tensors.update(reservation.tensors)
+            shared.update(reservation.footprint.shared)
+        assert self._mapped_bytes == sum(tensors.values()), "the mapped ledger is out of balance. This is a bug."
+        assert self._shared_bytes == sum(shared.values()), "the shared ledger is out of balance. This is a bug."
+        assert self._own_bytes == sum(r.footprint.own_bytes for r in self._reserved.values()), (
+            "the own ledger is out of balance. This is a bug."
+        )
+        assert set(self._holders) == set(tensors), "tensor holders are out of balance. This is a bug."
+
+
+def anonymous_bytes() -> int:
+    """This process's private resident memory: RssAnon, a counter of the kernel's that costs nothing to read.
+
+    smaps_rollup's `Anonymous` says the same, but walks every page table: 0.3 s with 600 models mapped.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no RssAnon: flatshare needs Linux 4.5 or later")
+
+
+def _drop(counter: Counter[str] | Counter[TensorDigest], name: str) -> bool:
+    """Count one less; True if that was the last."""
+    counter[name] -= 1  # type: ignore[index]  # either kind of key is a str
+    if counter[name] > 0:  # type: ignore[index]
+        return False
+    del counter[name]  # type: ignore[arg-type]
+    return True

@@ -1,0 +1,274 @@
+"""Step 5 of a request's path: keep models in memory, lend them out, load what is missing, evict what is idle.
+
+One task owns the state: everything here runs on the event loop, the work that takes time on loader threads. A model that is lent out
+cannot be evicted; a request for a model that is being loaded joins the one load.
+
+    absent ──lease or load──▶ loading ──▶ resident ──evicted, or unloaded──▶ absent
+                                 └─ fails: every rider hears why, the model is absent again
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from flatshare.core.call import ModelSource
+from flatshare.core.clock import Clock
+from flatshare.core.errors import AlreadyLoaded, FlatshareError, NeverFits, NotResident, OutOfMemory
+from flatshare.core.ids import ModelDigest, ModelKey
+from flatshare.core.spec import StoredModel
+from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
+from flatshare.instance.books import Balance, Books, Reservation
+from flatshare.instance.finding import ModelFinder
+from flatshare.policy import admit
+from flatshare.policy.admit import Verdict
+from flatshare.policy.evict import Resident
+from flatshare.telemetry.journal import Entry, Journal
+from flatshare.telemetry.log import get_logger
+
+log = get_logger("cache")
+_NOTHING = Reservation(Footprint(0, {}), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A model lent out: it stays in memory until the lease ends."""
+
+    model: LoadedModel
+    digest: ModelDigest
+    cold_start_s: float | None
+    """How long this request waited for the load; None if the model was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentInfo:
+    """A model in memory, as status reports show it."""
+
+    key: ModelKey
+    uri: str
+    digest: ModelDigest
+    leases: int
+    idle_s: float
+    mapped_bytes: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    """The cache's own record of a model that is loading or resident."""
+
+    source: ModelSource
+    ready: asyncio.Task["_Loaded"]
+    leases: int = 0
+    used_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Loaded:
+    stored: StoredModel
+    model: list[LoadedModel] = field(repr=False)
+    """The only lasting reference; emptied on a loader thread, since unmapping takes a millisecond."""
+    took_s: float
+
+
+class ModelCache:
+    """See the module. `finder` and `backend` do the work, `books` keep the ledgers, `journal` the reasons."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        finder: ModelFinder,
+        books: Books,
+        threads: Executor,
+        clock: Clock,
+        journal: Journal,
+        *,
+        patience_s: float,
+    ) -> None:
+        self._backend = backend
+        self._finder = finder
+        self._books = books
+        self._threads = threads
+        self._clock = clock
+        self._journal = journal
+        self._patience_s = patience_s
+        self._entries: dict[ModelKey, _Entry] = {}
+        self._departing: set[asyncio.Task[None]] = set()
+        self._admission = asyncio.Lock()  # one plan at a time, first come first served
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
+        """Lend the model for one request, loading it first if `source` says where it lies. Raises NotResident, or why the load failed."""
+        entry = self._entries.get(key)
+        is_cold = entry is None or not entry.ready.done()
+        asked_s = self._clock.monotonic_s()
+        if entry is None:
+            if source is None:
+                raise NotResident(f"model {key} is not loaded: POST /models first")
+            entry = self._begin(key, source)
+        entry.leases += 1
+        try:
+            loaded = await asyncio.shield(entry.ready)
+            waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
+            yield Lease(loaded.model[0], loaded.stored.manifest.digest, waited_s)
+        finally:
+            entry.leases -= 1
+            entry.used_s = self._clock.monotonic_s()
+            self._changed.set()
+
+    async def load(self, key: ModelKey, source: ModelSource) -> None:
+        """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""
+        if key in self._entries:
+            raise AlreadyLoaded(f"model {key} is loaded already")
+        async with self.lease(key, source):
+            pass
+
+    async def unload(self, key: ModelKey) -> None:
+        """Take a model out of memory once its riders are done; its memory is free when this returns. Raises NotResident."""
+        entry = self._entries.get(key)
+        if entry is None:
+            raise NotResident(f"model {key} is not loaded")
+        while entry.leases > 0:
+            await self._wait_for_change()
+        if self._entries.get(key) is entry:
+            await self._remove(key, "unload", "asked for")
+
+    async def set_memory(self, memory_bytes: int) -> None:
+        """Change the budget; what no longer fits leaves as soon as it is idle."""
+        self._books.set_memory(memory_bytes)
+        async with self._admission:
+            await self._make_room(_NOTHING, "the memory budget shrank")
+
+    def snapshot(self) -> tuple[ResidentInfo, ...]:
+        """The models in memory now, most recently used first."""
+        now = self._clock.monotonic_s()
+        ready = [
+            (key, entry, entry.ready.result().stored.manifest) for key, entry in self._entries.items() if _is_loaded(entry)
+        ]
+        infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes) for k, e, m in ready]
+        return tuple(sorted(infos, key=lambda info: info.idle_s))
+
+    def balance(self) -> Balance:
+        return self._books.balance()
+
+    def source_of(self, key: ModelKey) -> ModelSource | None:
+        """Where a loaded model came from; None if it is not loaded."""
+        entry = self._entries.get(key)
+        return entry.source if entry is not None and _is_loaded(entry) else None
+
+    def check(self) -> None:
+        """Invariants, for tests: the ledgers balance, and hold exactly the models that are in memory."""
+        self._books.check()
+        assert all(entry.leases >= 0 for entry in self._entries.values())
+        if not self._departing and all(_is_loaded(entry) for entry in self._entries.values()):
+            assert self._books.balance().models == len(self._entries)
+
+    # Loading.
+
+    def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+        task = asyncio.get_running_loop().create_task(self._load(key, source))
+        entry = self._entries[key] = _Entry(source, task, used_s=self._clock.monotonic_s())
+        task.add_done_callback(lambda done: self._settle(key, entry, done))
+        return entry
+
+    def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
+        """A load that failed leaves no trace but its reason."""
+        failed = done.cancelled() or done.exception() is not None
+        if failed and self._entries.get(key) is entry:
+            del self._entries[key]
+        self._changed.set()
+
+    async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
+        started_s = self._clock.monotonic_s()
+        try:
+            stored = await self._finder.find(source, self._digests_in_use())
+            reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_tensors)
+            async with self._admission:
+                reason = await self._make_room(reservation, f"room for {source.uri}")
+                self._books.reserve(key, reservation)
+            model = await self._load_reserved(key, stored)
+        except FlatshareError as error:
+            self._note("refuse" if isinstance(error, OutOfMemory) else "fail", source.uri, str(error), started_s)
+            raise
+        self._note("load", source.uri, reason, started_s)
+        return _Loaded(stored, [model], self._clock.monotonic_s() - started_s)
+
+    async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
+        """The reservation goes with the load if it fails."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
+        except BaseException:
+            self._books.release(key)
+            raise
+
+    # Making room.
+
+    async def _make_room(self, reservation: Reservation, purpose: str) -> str:
+        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it. Raises NeverFits or OutOfMemory."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while True:
+                    self._changed.clear()
+                    admission = admit.decide(self._books.view(self._residents()), self._books.need(reservation))
+                    if admission.verdict is Verdict.ADMIT:
+                        return admission.reason
+                    if admission.verdict is Verdict.NEVER_FITS:
+                        raise NeverFits(admission.reason)
+                    for victim in filter(self._is_idle, admission.victims):
+                        await self._remove(victim, "evict", f"{purpose}: {admission.reason}")
+                    if admission.verdict is Verdict.WAIT:
+                        await self._changed.wait()
+        except TimeoutError as error:
+            raise OutOfMemory(
+                f"no room after {self._patience_s:.0f} s: {admission.reason}; call again, or raise --memory"
+            ) from error
+
+    async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
+        """Out of the table at once, out of the books when the memory is given back."""
+        entry = self._entries.pop(key)
+        departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, reason))
+        self._departing.add(departure)
+        departure.add_done_callback(self._departing.discard)
+        await asyncio.shield(departure)
+
+    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
+        started_s = self._clock.monotonic_s()
+        is_last = not self._entries
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
+        self._books.release(key)
+        self._note(kind, entry.source.uri, reason, started_s)
+        self._changed.set()
+
+    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:  # noqa: FBT001
+        loaded.model.clear()
+        if is_last:
+            self._backend.shrink()
+
+    def _residents(self) -> tuple[Resident, ...]:
+        return tuple(self._resident(key, entry) for key, entry in self._entries.items() if _is_loaded(entry))
+
+    def _resident(self, key: ModelKey, entry: _Entry) -> Resident:
+        reservation = self._books.reservation(key)
+        return Resident(key, entry.used_s, entry.leases, reservation.footprint.own_bytes, reservation.tensors)
+
+    def _is_idle(self, key: ModelKey) -> bool:
+        """Still here and not lent out: what was idle when the plan was made may have found a rider since."""
+        entry = self._entries.get(key)
+        return entry is not None and _is_loaded(entry) and entry.leases == 0
+
+    def _digests_in_use(self) -> frozenset[ModelDigest]:
+        return frozenset(entry.ready.result().stored.manifest.digest for entry in self._entries.values() if _is_loaded(entry))
+
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _note(self, kind: str, uri: str, reason: str, started_s: float) -> None:
+        took_ms = 1e3 * (self._clock.monotonic_s() - started_s)
+        self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms))
+        log.info(f"model_{kind}", uri=uri, reason=reason, took_ms=round(took_ms, 1))
+
+
+def _is_loaded(entry: _Entry) -> bool:
+    return entry.ready.done() and not entry.ready.cancelled() and entry.ready.exception() is None

@@ -1,0 +1,83 @@
+"""A model's way onto this machine, in a process of its own: fetch, check, store.
+
+What strangers packed is only ever opened here. If it kills the process, one import fails and the server goes on.
+"""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flatshare.core.errors import BadPackage, DiskFull
+from flatshare.core.ids import ArtifactUri, ModelDigest, ModelKey, model_key
+from flatshare.core.settings import StoreLimits
+from flatshare.core.sizes import format_size
+from flatshare.package.importer import import_checkpoint
+from flatshare.policy import evict
+from flatshare.policy.evict import Resident, Shortage
+from flatshare.store.catalog import Refusal
+from flatshare.store.sources import Artifact, fetch, probe
+from flatshare.store.tensors import TensorStore
+
+
+def import_artifact(
+    store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: int, in_use: frozenset[ModelDigest]
+) -> ModelDigest:
+    """The worker's one job: make sure that the artifact, as it is now, is in the store, and return its model's digest.
+
+    Models in `in_use` stay on the disk. Raises what `probe`, `fetch` and `import_checkpoint` raise. What is wrong with an artifact is
+    remembered, so that asking again costs nothing until the artifact changes.
+    """
+    store, limits = TensorStore(store_dir), StoreLimits()
+    with _only_importer_of(store, uri) as incoming:
+        artifact = probe(uri, root=root)
+        known = store.catalog.model_of(uri, artifact.version)
+        if known is not None:
+            return known
+        _make_room(store, artifact, disk_bytes, in_use)
+        try:
+            report = import_checkpoint(store, fetch(artifact, incoming, limits), uri, artifact.version, limits)
+        except BadPackage as error:
+            store.catalog.remember_refusal(uri, artifact.version, Refusal(type(error).__name__, str(error)))
+            shutil.rmtree(incoming)
+            raise
+        shutil.rmtree(incoming)
+        return report.manifest.digest
+
+
+@contextmanager
+def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
+    """One import per artifact on this machine, whoever asks. Yields the folder for its files, which an earlier try may have filled in part."""
+    name = model_key(uri)
+    incoming = store.incoming_dir / name
+    with (store.incoming_dir / f"{name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        incoming.mkdir(exist_ok=True)
+        yield incoming
+
+
+def _make_room(store: TensorStore, artifact: Artifact, disk_bytes: int, in_use: frozenset[ModelDigest]) -> None:
+    """Keep the disk ledger: the least recently used models go, those in memory stay."""
+    shortage = Shortage(0, store.catalog.disk_bytes() + artifact.size_bytes - disk_bytes)
+    if shortage.is_over:
+        return
+    models = store.catalog.models()
+    residents = [
+        Resident(ModelKey(m.manifest.digest), m.used_s, int(m.manifest.digest in in_use), 0, m.manifest.distinct_tensors)
+        for m in models
+    ]
+    holders: dict[str, int] = {}
+    for resident in residents:
+        for tensor in resident.tensors:
+            holders[tensor] = holders.get(tensor, 0) + 1
+    victims = evict.choose(residents, holders, shortage)  # type: ignore[arg-type]  # TensorDigest is a str
+    if victims is None:
+        raise DiskFull(
+            f"the artifact has {format_size(artifact.size_bytes)}, the disk budget is {format_size(disk_bytes)}: raise --disk"
+        )
+    for model in models:
+        if ModelKey(model.manifest.digest) in victims:
+            for uri in model.uris:
+                store.catalog.forget_artifact(ArtifactUri(uri))
+    store.collect()

@@ -1,0 +1,85 @@
+"""One instance as a process: put together, served on a Unix socket, drained when asked to stop or when its parent is gone."""
+
+import asyncio
+import os
+import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import uvicorn
+
+from flatshare.core.clock import SystemClock
+from flatshare.core.settings import GatewaySettings, InstanceSettings
+from flatshare.instance.app import InstanceApp
+from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.books import Books, anonymous_bytes
+from flatshare.instance.cache import ModelCache
+from flatshare.instance.finding import ModelFinder
+from flatshare.instance.serve import Server
+from flatshare.instance.workbench import Workbench
+from flatshare.store.tensors import TensorStore
+from flatshare.telemetry.journal import Journal
+from flatshare.telemetry.log import get_logger
+from flatshare.wire.http import asgi
+
+log = get_logger("instance")
+_LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
+_KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
+
+
+async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool) -> None:
+    """Serve until SIGTERM, or end of file on stdin if `follow_stdin`; then finish what is under way, within the drain time."""
+    store = TensorStore(settings.store_dir)
+    threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+    backend = MappedBackend(concurrent_runs=settings.workers)
+    workbench = Workbench(settings.workers, settings.max_waiting)
+    finder = ModelFinder(store, threads, settings.disk_bytes)
+    journal = Journal()
+    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
+    cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s)
+    app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
+    server = uvicorn.Server(_server_config(app, socket_path, settings.drain_s))
+    if follow_stdin:
+        _stop_at_end_of_input(server)
+    log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
+    await server.serve()
+    finder.close()
+    workbench.close()
+    threads.shutdown(wait=True, cancel_futures=True)
+    log.info("instance_stopped")
+
+
+def _server_config(app: InstanceApp, socket_path: str, drain_s: float) -> uvicorn.Config:
+    return uvicorn.Config(
+        asgi(app.handle, max_body_bytes=GatewaySettings.max_body_bytes),
+        uds=socket_path,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(drain_s),
+    )
+
+
+def _stop_at_end_of_input(server: uvicorn.Server) -> None:
+    """The parent holds the other end of stdin: when it dies, however it dies, we read end of file."""
+    loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def on_input() -> None:
+        if not os.read(descriptor, 4096):
+            loop.remove_reader(descriptor)
+            server.should_exit = True
+
+    os.set_blocking(descriptor, False)
+    loop.add_reader(descriptor, on_input)
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as the system lets us have: connections and packs being opened."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

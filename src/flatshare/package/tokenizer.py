@@ -1,0 +1,41 @@
+"""Tokenizers made canonical, so that equal ones share a digest and none cuts or pads by itself."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+from tokenizers import Tokenizer
+
+from flatshare.core.errors import BadPackage
+from flatshare.core.settings import StoreLimits
+
+
+def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int) -> bytes:
+    """tokenizer.json with its baked-in truncation and padding reset, in one spelling.
+
+    Raises BadPackage if it cannot be read, or knows tokens that the word embeddings do not have.
+    """
+    if path.stat().st_size > limits.max_json_bytes:
+        raise BadPackage(f"tokenizer.json has more than {limits.max_json_bytes} bytes")
+    try:
+        fields: Any = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as error:
+        raise BadPackage(f"tokenizer.json is not valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise BadPackage("tokenizer.json is not a JSON object")
+    fields["truncation"] = fields["padding"] = None
+    canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    _check(canonical, vocabulary)
+    return canonical
+
+
+def _check(canonical: bytes, vocabulary: int) -> None:
+    try:
+        tokenizer = Tokenizer.from_str(canonical.decode())
+    except Exception as error:  # noqa: BLE001  # the library raises plain Exception for whatever is wrong with the file
+        raise BadPackage(f"tokenizer.json cannot be used: {error}") from error
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= vocabulary:
+        raise BadPackage(
+            f"tokenizer.json has token {highest}, the word embeddings have {vocabulary} rows: tokenizer and weights do not belong together"
+        )

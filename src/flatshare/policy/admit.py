@@ -1,0 +1,86 @@
+"""May a model be loaded now? Memory is reserved before use, so the answer is decided before a byte is mapped.
+
+memory = anonymous (base + workspaces + models; hard: beyond it the kernel kills) + mapped (distinct weights; soft: beyond it, refaults)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from flatshare.core.ids import ModelKey, TensorDigest
+from flatshare.core.sizes import format_size
+from flatshare.policy import evict
+from flatshare.policy.evict import Resident, Shortage
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryView:
+    """The instance's books at one moment. All in bytes."""
+
+    memory_limit: int
+    anonymous_limit: int
+    base_anonymous: int
+    """What the process takes with no model at all, workspaces included."""
+    anonymous: int
+    """Base plus what the residents have reserved."""
+    mapped: int
+    """Distinct weight bytes of the residents."""
+    residents: tuple[Resident, ...]
+    holders: Mapping[TensorDigest, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one more model takes."""
+
+    anonymous_bytes: int
+    tensors: Mapping[TensorDigest, int]
+
+
+class Verdict(Enum):
+    ADMIT = "admit"
+    EVICT_FIRST = "evict first"
+    WAIT = "wait"
+    NEVER_FITS = "never fits"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    verdict: Verdict
+    victims: tuple[ModelKey, ...]
+    reason: str
+
+
+def decide(view: MemoryView, need: Need) -> Admission:
+    """Admit, evict first, wait for a lease to end, or refuse for ever; with the reason as a sentence."""
+    total = sum(need.tensors.values())
+    if refusal := _never_fits(view, need.anonymous_bytes, total):
+        return Admission(Verdict.NEVER_FITS, (), refusal)
+    new = sum(size for tensor, size in need.tensors.items() if tensor not in view.holders)
+    shortage = shortage_after(view, need.anonymous_bytes, new)
+    if shortage.is_over:
+        return Admission(Verdict.ADMIT, (), f"{format_size(new)} new of {format_size(total)} mapped")
+    # A victim may hold what the newcomer shares: then it comes free, and the newcomer brings it back. Count those as needed.
+    holders = {tensor: count + (tensor in need.tensors) for tensor, count in view.holders.items()}
+    victims = evict.choose(view.residents, holders, shortage)
+    lack = (
+        f"lacked {format_size(max(0, shortage.mapped_bytes))} mapped, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
+    )
+    if victims is None:
+        return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use")
+    return Admission(Verdict.EVICT_FIRST, victims, lack)
+
+
+def shortage_after(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> Shortage:
+    """What would be lacking after so much more of each."""
+    anonymous = view.anonymous + anonymous_bytes
+    return Shortage(anonymous - view.anonymous_limit, anonymous + view.mapped + mapped_bytes - view.memory_limit)
+
+
+def _never_fits(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> str | None:
+    alone = view.base_anonymous + anonymous_bytes
+    if alone > view.anonymous_limit:
+        return f"the model needs {format_size(anonymous_bytes)} of private memory, an empty instance has {format_size(view.anonymous_limit - view.base_anonymous)}: raise --memory"
+    if alone + mapped_bytes > view.memory_limit:
+        return f"the model's weights are {format_size(mapped_bytes)}, an empty instance has room for {format_size(view.memory_limit - alone)}: raise --memory"
+    return None

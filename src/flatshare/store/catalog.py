@@ -1,0 +1,212 @@
+"""The catalog: which tensor lies in which pack, which model is made of which tensors, which artifact became which model.
+
+One SQLite file per machine, shared by all instances on it. A row appears only after the bytes that it names are on the disk,
+so whatever is on the disk without a row is rubbish that an interrupted import left.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+
+from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
+from flatshare.core.spec import ModelManifest, TensorPlace, TensorSpec
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS packs (id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS tensors (
+    digest TEXT PRIMARY KEY, pack TEXT NOT NULL REFERENCES packs, offset INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
+    shape TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS tensors_by_pack ON tensors (pack);
+CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS model_tensors (
+    model TEXT NOT NULL REFERENCES models ON DELETE CASCADE, tensor TEXT NOT NULL REFERENCES tensors,
+    PRIMARY KEY (model, tensor)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS model_tensors_by_tensor ON model_tensors (tensor);
+CREATE TABLE IF NOT EXISTS artifacts (uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
+CREATE TABLE IF NOT EXISTS refusals (uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an artifact was not imported, remembered until the artifact changes."""
+
+    error: str
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogedModel:
+    """A model as `flatshare models` lists it."""
+
+    uris: tuple[str, ...]
+    manifest: ModelManifest
+    imported_s: float
+    used_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """What the catalog's models weigh, in bytes: as if each stood alone, each tensor once, and on the disk."""
+
+    models: int
+    sum_bytes: int
+    distinct_bytes: int
+    packs: int
+    pack_bytes: int
+    blob_bytes: int
+
+    @property
+    def saved_bytes(self) -> int:
+        return self.sum_bytes - self.distinct_bytes
+
+    @property
+    def distinct_share(self) -> float:
+        return self.distinct_bytes / self.sum_bytes if self.sum_bytes else 1.0
+
+
+class Catalog:
+    """Reads and writes the SQLite file. Safe from several threads and processes; every write is one transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._local = threading.local()
+        with self.transaction() as sql:
+            for statement in SCHEMA.split(";\n"):
+                sql.execute(statement)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction: all of it, or nothing."""
+        sql = self._connection()
+        sql.execute("BEGIN IMMEDIATE")
+        try:
+            yield sql
+        except BaseException:
+            sql.execute("ROLLBACK")
+            raise
+        sql.execute("COMMIT")
+
+    def model_of(self, uri: ArtifactUri, version: str) -> ModelDigest | None:
+        row = self._one("SELECT model FROM artifacts WHERE uri = ? AND version = ?", uri, version)
+        return ModelDigest(row[0]) if row else None
+
+    def refusal_of(self, uri: ArtifactUri, version: str) -> Refusal | None:
+        row = self._one("SELECT error, sentence FROM refusals WHERE uri = ? AND version = ?", uri, version)
+        return Refusal(row[0], row[1]) if row else None
+
+    def remember_refusal(self, uri: ArtifactUri, version: str, refusal: Refusal) -> None:
+        with self.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)", (uri, version, refusal.error, refusal.sentence))
+
+    def manifest(self, digest: ModelDigest) -> ModelManifest | None:
+        row = self._one("SELECT manifest FROM models WHERE digest = ?", digest)
+        return _manifest_from_json(row[0]) if row else None
+
+    def places(self, digest: ModelDigest) -> dict[TensorDigest, TensorPlace]:
+        rows = self._connection().execute(
+            "SELECT t.digest, t.pack, t.offset FROM model_tensors m JOIN tensors t ON t.digest = m.tensor WHERE m.model = ?",
+            (digest,),
+        )
+        return {TensorDigest(tensor): TensorPlace(pack, offset) for tensor, pack, offset in rows}
+
+    def has_tensor(self, digest: TensorDigest) -> bool:
+        return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
+
+    def touch(self, digest: ModelDigest, now_s: float) -> None:
+        """Note that the model was loaded, so that disk eviction knows what is in use."""
+        with self.transaction() as sql:
+            sql.execute("UPDATE models SET used_s = ? WHERE digest = ?", (now_s, digest))
+
+    def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:
+        with self.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, digest))
+            sql.execute("DELETE FROM refusals WHERE uri = ?", (uri,))
+
+    def forget_artifact(self, uri: ArtifactUri) -> bool:
+        """Drop what is known of `uri`; its model goes at the next collection unless another artifact is the same model."""
+        with self.transaction() as sql:
+            refused = sql.execute("DELETE FROM refusals WHERE uri = ?", (uri,)).rowcount
+            return sql.execute("DELETE FROM artifacts WHERE uri = ?", (uri,)).rowcount + refused > 0
+
+    def models(self) -> list[CatalogedModel]:
+        uris: dict[str, list[str]] = {}
+        for uri, model in self._connection().execute("SELECT uri, model FROM artifacts ORDER BY uri"):
+            uris.setdefault(model, []).append(uri)
+        rows = self._connection().execute("SELECT digest, manifest, imported_s, used_s FROM models").fetchall()
+        found = [CatalogedModel(tuple(uris.get(row[0], ())), _manifest_from_json(row[1]), row[2], row[3]) for row in rows]
+        return sorted(found, key=lambda model: model.uris)
+
+    def usage(self) -> DiskUsage:
+        models = self._count("SELECT COUNT(*) FROM models")
+        total = self._count("SELECT SUM(t.size_bytes) FROM model_tensors m JOIN tensors t ON t.digest = m.tensor")
+        distinct = self._count("SELECT SUM(size_bytes) FROM tensors WHERE digest IN (SELECT tensor FROM model_tensors)")
+        packs = self._one("SELECT COUNT(*), SUM(size_bytes) FROM packs")
+        blobs = self._count("SELECT SUM(size_bytes) FROM blobs")
+        return DiskUsage(models, total, distinct, packs[0] if packs else 0, (packs[1] if packs else 0) or 0, blobs)
+
+    def disk_bytes(self) -> int:
+        return self._count(
+            "SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM packs) + (SELECT COALESCE(SUM(size_bytes), 0) FROM blobs)"
+        )
+
+    def pack_sizes(self) -> dict[str, int]:
+        return dict(self._connection().execute("SELECT id, size_bytes FROM packs"))
+
+    def blob_digests(self) -> set[Digest]:
+        return {Digest(row[0]) for row in self._connection().execute("SELECT digest FROM blobs")}
+
+    def tensors_in(self, pack: str) -> list[tuple[TensorDigest, TensorPlace, int, str]]:
+        """Digest, place, size in bytes and shape text of every tensor in a pack."""
+        rows = self._connection().execute(
+            "SELECT digest, pack, offset, size_bytes, shape FROM tensors WHERE pack = ? ORDER BY offset", (pack,)
+        )
+        return [(TensorDigest(row[0]), TensorPlace(row[1], row[2]), row[3], row[4]) for row in rows]
+
+    def _one(self, statement: str, *values: object) -> tuple[object, ...] | None:
+        row: tuple[object, ...] | None = self._connection().execute(statement, values).fetchone()
+        return row
+
+    def _count(self, statement: str) -> int:
+        row = self._one(statement)
+        return int(str(row[0])) if row and row[0] is not None else 0
+
+    def _connection(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute(
+                "PRAGMA synchronous = NORMAL"
+            )  # a power cut may lose the last imports, never the order of things
+            connection.execute("PRAGMA foreign_keys = ON")
+            self._local.connection = connection
+        return connection
+
+
+def insert_pack(sql: sqlite3.Connection, pack: str, size_bytes: int, tensors: Iterable[tuple[TensorSpec, int]]) -> None:
+    """A pack and the tensors in it, each with its offset. A tensor that another pack holds already stays there."""
+    sql.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (pack, size_bytes))
+    rows = [(tensor.digest, pack, offset, tensor.size_bytes, orjson.dumps(tensor.shape).decode()) for tensor, offset in tensors]
+    sql.executemany("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float) -> None:
+    sql.execute(
+        "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, orjson.dumps(asdict(manifest)), now_s, now_s)
+    )
+    rows = [(manifest.digest, tensor) for tensor in manifest.distinct_tensors]
+    sql.executemany("INSERT OR IGNORE INTO model_tensors VALUES (?, ?)", rows)
+
+
+def _manifest_from_json(text: bytes) -> ModelManifest:
+    fields = orjson.loads(text)
+    tensors = tuple(TensorSpec(t["name"], t["digest"], tuple(t["shape"]), t["size_bytes"]) for t in fields.pop("tensors"))
+    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), **fields)

@@ -1,0 +1,62 @@
+"""Packs in memory: each is mapped once per process, read-only, and unmapped when the last tensor view is gone.
+
+Through libc, because Python's mmap keeps a file descriptor open per map (until 3.13), and 1,500 resident models are 1,500 maps.
+An I/O error under a map is SIGBUS: what is mapped was hashed when it was written, and lies on a local disk.
+"""
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class PackMap:
+    """One pack file in memory."""
+
+    def __init__(self, path: Path) -> None:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.size_bytes = os.fstat(file).st_size
+            address = _libc.mmap(None, self.size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
+        finally:
+            os.close(file)
+        if address == _MAP_FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, f"cannot map {path}: {os.strerror(code)}")
+        region = (ctypes.c_char * self.size_bytes).from_address(address)
+        weakref.finalize(region, _libc.munmap, address, self.size_bytes)
+        self._bytes = np.frombuffer(region, np.uint8)
+        self._bytes.flags.writeable = False
+
+    def tensor(self, offset: int, shape: tuple[int, ...], size_bytes: int) -> NDArray[np.float32]:
+        """A float32 view: nothing is read until it is used, and the map lives as long as the view."""
+        return self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
+
+
+class MapPool:
+    """The packs that are mapped now, shared by all models of the process. Safe from several threads."""
+
+    def __init__(self) -> None:
+        self._maps: weakref.WeakValueDictionary[Path, PackMap] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def get(self, path: Path) -> PackMap:
+        with self._lock:
+            pack = self._maps.get(path)
+            if pack is None:
+                pack = self._maps[path] = PackMap(path)
+            return pack

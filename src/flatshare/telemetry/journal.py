@@ -1,0 +1,33 @@
+"""Say why: the last decisions, each with its reason, for the dashboard, `flatshare top` and whoever is on call."""
+
+from collections import deque
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One decision."""
+
+    at_s: float
+    """Seconds since the epoch."""
+    kind: str
+    """load · evict · unload · refuse · fail · import"""
+    model: str
+    reason: str
+    took_ms: float | None = None
+
+
+class Journal:
+    """Remembers the last `size` decisions and counts all of them by kind."""
+
+    def __init__(self, size: int = 512) -> None:
+        self._entries: deque[Entry] = deque(maxlen=size)
+        self.counts: dict[str, int] = {}
+
+    def note(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self.counts[entry.kind] = self.counts.get(entry.kind, 0) + 1
+
+    def latest(self, count: int) -> list[Entry]:
+        """Newest first."""
+        return [self._entries[-1 - index] for index in range(min(count, len(self._entries)))]

@@ -1,0 +1,92 @@
+"""The SageMaker multi-model container contract, as data, with our extensions: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html
+
+Extensions, all optional: a load may say the artifact's `root`; an invoke may carry the model's address, so that a model that is
+absent is loaded in the same call; answers carry the digest of the weights and where the time went.
+"""
+
+from dataclasses import dataclass
+
+import orjson
+
+from flatshare.core.call import ModelSource
+from flatshare.core.errors import BadInput
+from flatshare.core.ids import ModelKey
+from flatshare.wire.http import Reply, Request
+
+TARGET_MODEL = "x-amzn-sagemaker-target-model"
+SOURCE_URI = "x-flatshare-source-uri"
+SOURCE_ROOT = "x-flatshare-source-root"
+MODEL_DIGEST = b"x-flatshare-model-digest"
+COLD_START_MS = b"x-flatshare-cold-start-ms"
+MODEL_MS = b"x-flatshare-model-ms"
+ERROR = b"x-flatshare-error"
+PAGE_SIZE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    key: ModelKey
+    source: ModelSource
+
+
+def parse_load(body: bytes) -> LoadRequest:
+    """`{"model_name": id, "url": folder or URI}`. Raises BadInput."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"the body is not valid JSON: {error}") from error
+    if not isinstance(fields, dict) or not all(
+        isinstance(fields.get(name), str) and fields[name] for name in ("model_name", "url")
+    ):
+        raise BadInput('the body must be {"model_name": …, "url": …}')
+    uri = fields["url"] if "://" in fields["url"] else f"file://{fields['url']}"
+    return LoadRequest(ModelKey(fields["model_name"]), ModelSource(uri, str(fields.get("root", uri))))
+
+
+def parse_source(request: Request) -> ModelSource | None:
+    """The model's address, if the caller sent it along."""
+    uri = request.headers.get(SOURCE_URI.encode())
+    if uri is None:
+        return None
+    return ModelSource(uri.decode(), request.headers.get(SOURCE_ROOT.encode(), uri).decode())
+
+
+def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
+    return [(SOURCE_URI.encode(), source.uri.encode()), (SOURCE_ROOT.encode(), source.root.encode())]
+
+
+def parse_memory(body: bytes) -> int:
+    """`{"memory_bytes": n}` of our own `PUT /flatshare/memory`."""
+    try:
+        value = orjson.loads(body)["memory_bytes"]
+    except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+        raise BadInput('the body must be {"memory_bytes": …}') from error
+    if type(value) is not int or value <= 0:
+        raise BadInput("memory_bytes must be a positive integer")
+    return value
+
+
+def render_model(key: ModelKey, uri: str) -> dict[str, str]:
+    return {"modelName": key, "modelUrl": uri}
+
+
+def render_models(models: list[tuple[ModelKey, str]], after: str) -> Reply:
+    """One page, ordered by key; the token of the next page is the last key of this one."""
+    following = sorted(pair for pair in models if pair[0] > after)
+    page = following[:PAGE_SIZE]
+    answer: dict[str, object] = {"models": [render_model(key, uri) for key, uri in page]}
+    if len(following) > PAGE_SIZE:
+        answer["nextPageToken"] = page[-1][0]
+    return Reply(200, orjson.dumps(answer))
+
+
+def error_sentence(reply: Reply) -> str:
+    """What a container said went wrong; it may be any program, so any body will do."""
+    try:
+        return str(orjson.loads(reply.body)["error"])
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return reply.body[:1024].decode("utf-8", "replace")
+
+
+def error_reply(status: int, error_name: str, sentence: str) -> Reply:
+    return Reply(status, orjson.dumps({"error": sentence}), headers=[(ERROR, error_name.encode())])
