@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import os
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +31,7 @@ class Seen:
     method: str
     path: str
     range: str | None
+    if_match: str | None
 
 
 @dataclass
@@ -61,21 +63,16 @@ class S3:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     folder = tmp_path_factory.mktemp("nanio")
-    command = [
-        str(Path(sys.executable).with_name("nanio")),
-        "serve",
-        "--data-dir",
-        str(folder),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        "0",
-    ]
+    with socket.create_server(("127.0.0.1", 0)) as free:  # nanio accepts no port 0
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("nanio")), "serve", "--data-dir", str(folder), "--host", "127.0.0.1"]
     environment = {**os.environ, "NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
-    with subprocess.Popen([*command, "--no-access-log"], env=environment, stderr=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        [*command, "--port", str(port), "--no-access-log"], env=environment, stderr=subprocess.PIPE, text=True
+    ) as server:
         try:
             assert server.stderr is not None
-            port = next(int(line.split("127.0.0.1:")[1].split()[0]) for line in server.stderr if "running on" in line)
+            assert any("running on" in line for line in server.stderr), "nanio did not start"
             drain = threading.Thread(target=server.stderr.read)  # so that the server never waits for a reader of its log
             drain.start()
             client = boto3.client(
@@ -130,7 +127,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        request = Seen(self.command, self.path, self.headers.get("Range"))
+        request = Seen(self.command, self.path, self.headers.get("Range"), self.headers.get("If-Match"))
         self.proxy.seen.append(request)
         if self.proxy.before:
             self.proxy.before(request)
