@@ -297,3 +297,29 @@ def test_an_honest_tree_survives_the_round_trip(
             tar.add(here / "tree", arcname="." if is_dotted else "model")
         into = attempt(here, PACK[kind](packed.getvalue()), kind)
         assert tree_of(into if is_dotted else into / "model") == tree_of(here / "tree")
+
+
+_HONEST = (
+    pax({"path": "a/config.json"}) + file("x", b"{}") + header("a/b", kind=tarfile.DIRTYPE) + file("a/b/w", b"w" * 700) + END
+)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=300)
+@given(
+    changes=st.dictionaries(st.integers(0, len(_HONEST) - 1), st.integers(0, 255), min_size=1, max_size=4),
+    is_put_right=st.booleans(),
+)
+def test_an_archive_with_changed_bytes_is_unpacked_inside_or_refused(changes: dict[int, int], *, is_put_right: bool) -> None:
+    data = bytearray(_HONEST)
+    for offset, value in changes.items():
+        data[offset] = value
+        if is_put_right:
+            block = offset // 512 * 512
+            data[block : block + 512] = patched(bytes(data[block : block + 512]), 0, b"")
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            attempt(Path(name), bytes(data))
+        except BadPackage:
+            assert not (Path(name) / "into").exists()
+        assert {path.name for path in Path(name).iterdir()} <= {"packed", "into"}

@@ -3,6 +3,7 @@ import socket
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -229,6 +230,7 @@ class TestFromS3:
         assert [request.path for request in proxy.seen if "list-type" not in request.path] == [f"/{BUCKET}/{key}/b"]
         assert tree_of(folder) == {"a": b"a", "b": b"b"}
 
+    @pytest.mark.slow
     def test_an_interrupted_download_goes_on_where_it_stopped(self, s3: S3, proxy: Proxy, key: str, tmp_path: Path) -> None:
         body = os.urandom(6 * MIB)
         s3.put(f"{key}/weights", body)
@@ -245,6 +247,14 @@ class TestFromS3:
         assert proxy.ranges() == [f"bytes={here}-{6 * MIB - 1}"]
         assert tree_of(folder) == {"weights": body}
         assert not list(tmp_path.rglob("*.part"))
+
+    def test_several_fetches_at_once_download_once(self, s3: S3, proxy: Proxy, key: str, tmp_path: Path) -> None:
+        s3.put(f"{key}/weights", bytes(MIB))
+        artifact = at(key)
+        with ThreadPoolExecutor(4) as pool:
+            folders = set(pool.map(lambda _: fetch(artifact, tmp_path, LIMITS), range(4)))
+        assert [tree_of(folder) for folder in folders] == [{"weights": bytes(MIB)}]
+        assert proxy.ranges() == [f"bytes=0-{MIB - 1}"]
 
     def test_a_large_object_comes_in_pieces(self, s3: S3, proxy: Proxy, key: str, tmp_path: Path, small_pieces: int) -> None:
         body = os.urandom(2 * small_pieces + 1)
@@ -296,6 +306,11 @@ class TestFromS3:
     def test_a_missing_bucket_is_a_missing_target(self, target: str, s3: S3) -> None:
         with pytest.raises(UnknownTarget, match="Nothing lies at"):
             at(target, "s3://no-such-bucket/")
+
+    def test_an_empty_bucket_is_a_missing_target(self, s3: S3) -> None:
+        s3.client.create_bucket(Bucket="empty")
+        with pytest.raises(UnknownTarget, match="Nothing lies at"):
+            probe(ArtifactUri("s3://empty/"), root="s3://empty/")
 
     def test_an_object_of_no_known_kind_is_refused(self, s3: S3, key: str) -> None:
         s3.put(f"{key}.onnx", b"x")

@@ -219,7 +219,7 @@ def _probe_remote(location: _Location, limits: StoreLimits) -> list[SourceFile]:
     store = _open_store(location)
     with _store_errors(location.uri):
         listed = [] if archive.archive_kind(location.path) else _listed(store, location, limits)
-        return listed or [_object("", obstore.head(store, location.key))]
+        return listed if listed or not location.key else [_object("", obstore.head(store, location.key))]
 
 
 def _listed(store: ObjectStoreMethods, location: _Location, limits: StoreLimits) -> list[SourceFile]:
