@@ -33,7 +33,7 @@ class FleetStatus:
 
 
 async def _ask(endpoint: EndpointRoute, upstream: Upstream) -> dict[str, Any]:
-    base = {"endpoint": endpoint.name, "instance": upstream.id}
+    base = {"endpoint": endpoint.name, "instance": upstream.id, "socket": upstream.client.socket_path}
     try:
         reply = await upstream.client.request("GET", "/flatshare/status", timeout_s=_TIMEOUT_S)
     except (InstanceGone, TimeoutError) as error:

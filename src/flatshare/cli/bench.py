@@ -1,0 +1,92 @@
+"""`flatshare bench`: measure a real server, print tables, write JSON."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import orjson
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flatshare.cli.options import console, errors
+
+
+@click.group(short_help="Measure a real server.")
+def bench() -> None:
+    """Benchmarks start their own server on a free port of 127.0.0.1 and stop it. They need a quiet machine and some disk."""
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
+def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """The main job: cold starts, latency, CPU and memory of 48 models, against the targets. Takes about five minutes and 8 GB of disk.
+
+    \b
+    Example:
+      flatshare bench story --json story.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.story import QUICK, TARGETS, Scale, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        results = run(folder, QUICK if quick else Scale(), begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS))
+
+
+@bench.command()
+@click.option("--keep", is_flag=True, help="Leave the server up and say what to try.")
+@click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(2, 500), help="Each has two target models.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+def demo(keep: bool, tenant_count: int, work: Path | None) -> None:
+    """Many models behind one endpoint, called with boto3, every answer checked. This is what `make demo` runs."""
+    from flatshare.bench.demo import run
+
+    with _folder(work) as folder, steps() as begin:
+        report = run(folder, tenant_count, begin, on_kept=_say_what_to_try if keep else None)
+    if report is not None:
+        for table in report:
+            console.print(table)
+
+
+def _say_what_to_try(url: str, target: str) -> None:
+    raise NotImplementedError
+
+
+def _table(results: dict[str, float], targets: dict[str, float]) -> Table:
+    table = Table("figure", "measured", "target", "", title="flatshare bench story")
+    for key, value in results.items():
+        target = targets.get(key)
+        verdict = "" if target is None else "[green]reached[/]" if value <= target else "[red]missed[/]"
+        table.add_row(key, f"{value:g}", "" if target is None else f"≤ {target:g}", verdict)
+    return table
+
+
+@contextmanager
+def _folder(work: Path | None) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="flatshare-bench-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+    """A progress bar per step."""
+    columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+
+        def begin(name: str, parts: int) -> Callable[[], None]:
+            task = progress.add_task(name, total=parts)
+            return lambda: progress.advance(task)
+
+        yield begin
