@@ -1,0 +1,91 @@
+"""Step 2 of 4 on a deployment's path: an endpoint as DescribeEndpoint and ListEndpoints show it."""
+
+from collections.abc import Mapping
+
+from flatshare.control.desk import Desk
+from flatshare.control.listing import Listed, list_page
+from flatshare.control.state import Endpoint
+from flatshare.core.ids import VariantName
+from flatshare.policy.diff import Deployment, DesiredEndpoint, Slot, Status, Variant
+from flatshare.wire.aws_shapes import Params
+
+
+def describe_endpoint(desk: Desk, params: Params) -> Params:
+    endpoint = desk.endpoint(params["EndpointName"])
+    desired = endpoint.desired
+    shown = desired.active or desired.target
+    assert shown is not None, f"{desired.name} has no deployment. This is a bug."
+    return {
+        "EndpointName": desired.name,
+        "EndpointArn": desk.arns.endpoint(desired.name),
+        "EndpointConfigName": shown.config_name,
+        "ProductionVariants": [_summary(desk, endpoint, shown, variant) for variant in shown.variants],
+        "EndpointStatus": desired.status.value,
+        "FailureReason": endpoint.failure_reason,
+        "CreationTime": endpoint.created_s,
+        "LastModifiedTime": endpoint.modified_s,
+        "LastDeploymentConfig": endpoint.deployment_config,
+        "PendingDeploymentSummary": _pending(desk, endpoint),
+    }
+
+
+def list_endpoints(desk: Desk, params: Params) -> Params:
+    endpoints = desk.rows.endpoints()
+    page = list_page([Listed(e.desired.name, e.created_s, e.modified_s, e.desired.status.value) for e in endpoints], params)
+    summaries = [
+        {
+            "EndpointName": item.name,
+            "EndpointArn": desk.arns.endpoint(item.name),
+            "CreationTime": item.created_s,
+            "LastModifiedTime": item.modified_s,
+            "EndpointStatus": item.status,
+        }
+        for item in page.items
+    ]
+    return {"Endpoints": summaries, "NextToken": page.next_token}
+
+
+def _summary(desk: Desk, endpoint: Endpoint, deployment: Deployment, variant: Variant) -> Params:
+    """ProductionVariantSummary: what is, beside what is wanted."""
+    wanted = _renumbered(endpoint.desired, deployment).get(variant.name, variant)
+    return {
+        "VariantName": variant.name,
+        "DeployedImages": _images(endpoint, variant),
+        "CurrentWeight": variant.weight,
+        "DesiredWeight": wanted.weight,
+        "CurrentInstanceCount": desk.ready_counts.get(Slot(endpoint.desired.name, deployment.id, variant.name), 0),
+        "DesiredInstanceCount": wanted.count,
+        "VariantStatus": _variant_status(endpoint),
+        "RoutingConfig": {"RoutingStrategy": variant.routing_strategy},
+    }
+
+
+def _pending(desk: Desk, endpoint: Endpoint) -> Params | None:
+    """PendingDeploymentSummary: only while another configuration is on its way in."""
+    desired = endpoint.desired
+    target = desired.target
+    is_new = target is not None and (desired.active is None or desired.active.id != target.id)
+    if target is None or not is_new or desired.status not in {Status.CREATING, Status.UPDATING}:
+        return None
+    variants = [_summary(desk, endpoint, target, v) | {"InstanceType": v.instance_type} for v in target.variants]
+    return {"EndpointConfigName": target.config_name, "ProductionVariants": variants, "StartTime": endpoint.modified_s}
+
+
+def _renumbered(desired: DesiredEndpoint, deployment: Deployment) -> Mapping[VariantName, Variant]:
+    """The variants with the numbers of a change of weights and capacities under way."""
+    target = desired.target
+    return {variant.name: variant for variant in target.variants} if target and target.id == deployment.id else {}
+
+
+def _images(endpoint: Endpoint, variant: Variant) -> list[Params] | None:
+    if variant.image is None:
+        return None
+    return [{"SpecifiedImage": variant.image, "ResolvedImage": variant.image, "ResolutionTime": endpoint.created_s}]
+
+
+def _variant_status(endpoint: Endpoint) -> list[Params] | None:
+    """A settled variant has none."""
+    status = endpoint.desired.status
+    if status not in {Status.CREATING, Status.UPDATING, Status.DELETING}:
+        return None
+    return [{"Status": status.value, "StartTime": endpoint.modified_s}]

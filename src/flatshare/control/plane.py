@@ -1,0 +1,77 @@
+"""The control plane as one object: what `build.py` makes, starts, asks and closes."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flatshare.control.app import ControlApp
+from flatshare.control.drivers.base import Driver
+from flatshare.control.fleet import InstanceSnapshot
+from flatshare.control.loops.reconcile import Reconciler, take_back
+from flatshare.control.state import State
+from flatshare.core.clock import Clock
+from flatshare.core.ids import EndpointName
+from flatshare.core.settings import ControlSettings, FleetSettings
+from flatshare.core.state import Routes
+from flatshare.policy.diff import Status
+from flatshare.wire.aws_json import sagemaker_codec
+from flatshare.wire.http import Reply, Request
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSnapshot:
+    """One endpoint and what runs for it, for the dashboard and the command line."""
+
+    name: EndpointName
+    status: Status
+    instances: tuple[InstanceSnapshot, ...]
+
+
+class Control:
+    """Used on one event loop. `publish` is called on it, with all routes, each time they change."""
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        fleet: FleetSettings,
+        *,
+        driver: Driver,
+        clock: Clock,
+        publish: Callable[[Routes], None],
+    ) -> None:
+        self._driver = driver
+        self._clock = clock
+        self._state = State(settings.database_url)
+        self._reconciler = Reconciler(
+            self._state, driver, clock, publish, memory_bytes=fleet.memory_bytes, tick_s=settings.tick_s
+        )
+        self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet)
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Returns when calls are answered; endpoints of an earlier run are being brought back then."""
+        await asyncio.to_thread(sagemaker_codec)
+        await self._state.open()
+        await self._state.run(lambda rows: take_back(rows, now_s=round(self._clock.wall_s(), 3)))
+        self._loop = asyncio.create_task(self._reconciler.run(), name="reconcile")
+
+    async def handle(self, request: Request) -> Reply:
+        """The handler of `POST /` with `X-Amz-Target: SageMaker.*`."""
+        return await self._app.handle(request)
+
+    def snapshot(self) -> tuple[EndpointSnapshot, ...]:
+        instances = self._reconciler.instances()
+        return tuple(
+            EndpointSnapshot(e.name, e.status, tuple(i for i in instances if i.slot.endpoint == e.name))
+            for e in self._reconciler.desired()
+        )
+
+    async def close(self) -> None:
+        """Stops all instances at the same time; desired state stays, for the next start."""
+        if self._loop is not None:
+            self._loop.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop
+        await self._driver.close()
+        await self._state.close()
