@@ -77,6 +77,7 @@ def _server_config(door: FrontDoor, settings: GatewaySettings) -> uvicorn.Config
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(settings.drain_s),
     )

@@ -1,22 +1,38 @@
-"""The command `flatshare`."""
+"""The command `flatshare`. Each subcommand is imported when it is called: an instance must not carry the AWS client's memory."""
 
 import sys
+from importlib import import_module
 
 import click
-from botocore.exceptions import BotoCoreError, ClientError
 
 from flatshare import __version__
-from flatshare.cli.bench import bench
-from flatshare.cli.deploy import deploy, invoke
-from flatshare.cli.instance import instance
-from flatshare.cli.models import models
 from flatshare.cli.options import errors
-from flatshare.cli.serve import env, serve
-from flatshare.cli.top import top
 from flatshare.core.errors import FlatshareError
 
+_COMMANDS = {
+    "serve": "flatshare.cli.serve",
+    "deploy": "flatshare.cli.deploy",
+    "invoke": "flatshare.cli.deploy",
+    "models": "flatshare.cli.models",
+    "top": "flatshare.cli.top",
+    "env": "flatshare.cli.serve",
+    "bench": "flatshare.cli.bench",
+    "instance": "flatshare.cli.instance",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="flatshare")
 def commands() -> None:
     """Many models, one roof: multi-model endpoints that you can run anywhere.
@@ -29,14 +45,17 @@ def commands() -> None:
     """
 
 
-for command in (serve, deploy, invoke, models, top, env, bench, instance):
-    commands.add_command(command)
-
-
 def main() -> None:
     """Errors are a sentence, not a traceback."""
     try:
-        commands(standalone_mode=True)
-    except (FlatshareError, ClientError, BotoCoreError) as error:
+        commands()
+    except Exception as error:
+        if not isinstance(error, FlatshareError) and not _is_aws(error):
+            raise
         errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _is_aws(error: Exception) -> bool:
+    """An error of boto3, which is imported only by the commands that use it."""
+    return type(error).__module__.startswith("botocore.")

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from flatshare.core.sizes import MIB
 
+MAX_BODY_BYTES = 6_291_456
+"""InvokeEndpoint's limit in botocore's service model."""
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -12,7 +15,7 @@ class GatewaySettings:
 
     host: str = "127.0.0.1"
     port: int = 8080
-    max_body_bytes: int = 6_291_456  # InvokeEndpoint's limit in botocore's service model
+    max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = 1024
     hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
     drain_s: float = 25.0  # SageMaker kills 30 s after SIGTERM

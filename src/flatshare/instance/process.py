@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import uvicorn
 
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import GatewaySettings, InstanceSettings
+from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.books import Books, anonymous_bytes
@@ -51,7 +51,7 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
 
 def _server_config(app: InstanceApp, socket_path: str, drain_s: float) -> uvicorn.Config:
     return uvicorn.Config(
-        asgi(app.handle, max_body_bytes=GatewaySettings.max_body_bytes),
+        asgi(app.handle, max_body_bytes=MAX_BODY_BYTES),
         uds=socket_path,
         loop="none",
         http="httptools",
@@ -60,6 +60,7 @@ def _server_config(app: InstanceApp, socket_path: str, drain_s: float) -> uvicor
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(drain_s),
