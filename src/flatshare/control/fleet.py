@@ -1,6 +1,6 @@
 """Step 4 of 4 on a deployment's path: the instances that run, each with its life in one task, and their shares of the memory.
 
-The shares are equal, and together never more than the memory of the fleet. One exception: an instance that is starting keeps the
+The shares are equal, and together never more than the memory of the fleet. Except that a starting instance keeps the
 share that it was started with until it is ready, for it holds no model yet.
 """
 
@@ -133,6 +133,7 @@ class Fleet:
             await self._driver.stop(instance.id)
         except (FlatshareError, OSError):
             log.exception("instance_stop_failed", instance=instance.id)
+            instance.phase = Phase.READY  # still unwanted, hence stopped again by the next pass
 
     async def _balance(self) -> None:
         """Give every ready instance its share. Before a start this takes from the others, after an end it gives to them."""
