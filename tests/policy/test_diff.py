@@ -152,6 +152,14 @@ def test_after_a_restart_an_endpoint_that_cannot_be_brought_back_is_out_of_servi
     assert plan((out,), Observed(instances(1)), now_s=0).marks == (Mark(E, 2, Verdict.SETTLED),)
 
 
+def test_an_update_of_an_endpoint_out_of_service_that_fails_leaves_it_out_of_service() -> None:
+    updating = replace(SERVING, status=Status.UPDATING, target=deployment("d2"))
+    observed = Observed((), (Trouble(slot("d2"), 1, 0.0, revision=2, start_failure="no"),))
+    (mark,) = plan((updating,), observed, now_s=0).marks
+    assert mark.verdict is Verdict.OUT_OF_SERVICE
+    assert judged(updating, mark.verdict) == replace(SERVING, status=Status.OUT_OF_SERVICE)
+
+
 def test_a_deleted_endpoint_leaves_the_routes_then_its_instances_then_itself() -> None:
     deleting = replace(SERVING, status=Status.DELETING)
     first = plan((deleting,), Observed(instances(1)), now_s=0)

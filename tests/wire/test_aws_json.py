@@ -1,4 +1,5 @@
 import contextlib
+import json
 import math
 from typing import Any
 
@@ -136,7 +137,19 @@ def test_tags_admit_letters_of_any_script_and_refuse_control_characters() -> Non
 
 def test_timestamps_are_read_as_numbers_or_in_iso_form() -> None:
     assert parsed("ListModels", CreationTimeAfter=1.5).params == {"CreationTimeAfter": 1.5}
-    assert parsed("ListModels", CreationTimeAfter="1970-01-01T00:00:02Z").params == {"CreationTimeAfter": 2.0}
+    for text in ("1970-01-01T00:00:02Z", "1970-01-01T00:00:02", "1970-01-01T01:00:02+01:00"):
+        assert parsed("ListModels", CreationTimeAfter=text).params == {"CreationTimeAfter": 2.0}
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 1e300, 10**30])
+def test_an_integer_is_one_of_32_bits(value: float) -> None:
+    with pytest.raises(BadInput, match="cannot be converted to a value of type integer"):
+        CODEC.call(request("ListModels", json.dumps({"MaxResults": value}).encode()), served=SERVED)
+
+
+def test_a_time_that_is_none_is_not_understood() -> None:
+    with pytest.raises(BadInput, match="timestamp"):
+        parsed("ListModels", CreationTimeAfter="yesterday")
 
 
 def test_a_map_is_checked_in_keys_and_values() -> None:

@@ -2,8 +2,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from flatshare.control.drivers.base import InstanceSpec, RunningInstance
 from flatshare.control.drivers.fake import FakeDriver
 from flatshare.core.clock import ManualClock
+from flatshare.core.errors import InstanceGone
 from flatshare.core.ids import EndpointName, InstanceId
 from flatshare.policy.diff import Status
 from tests.control.calls import call, call_configure, call_deploy, variant
@@ -133,7 +135,7 @@ async def test_an_instance_that_refuses_its_share_does_not_stop_the_loop(serving
 
 async def test_a_driver_with_a_bug_fails_the_endpoint_and_not_the_loop() -> None:
     class Broken(FakeDriver):
-        async def start(self, spec: object) -> object:  # type: ignore[override]  # broken on purpose
+        async def start(self, spec: InstanceSpec) -> RunningInstance:
             raise LookupError("a bug")
 
     async with running_house(driver=Broken()) as house:
@@ -141,6 +143,66 @@ async def test_a_driver_with_a_bug_fails_the_endpoint_and_not_the_loop() -> None
         await house.until_status("e", Status.FAILED)
         await call(house.control, "DeleteEndpoint", EndpointName="e")
         await house.until(lambda: house.control.snapshot() == ())
+
+
+async def test_an_error_without_words_fails_the_endpoint_all_the_same() -> None:
+    class Slow(FakeDriver):
+        async def start(self, spec: InstanceSpec) -> RunningInstance:
+            raise TimeoutError
+
+    async with running_house(driver=Slow()) as house:
+        await call_deploy(house.control)
+        await house.until_status("e", Status.FAILED)
+        assert (await call(house.control, "DescribeEndpoint", EndpointName="e"))["FailureReason"] == "TimeoutError"
+
+
+async def test_what_goes_wrong_in_tidying_up_after_a_dead_instance_does_not_keep_it_from_being_replaced() -> None:
+    class Untidy(FakeDriver):
+        async def stop(self, instance_id: InstanceId) -> None:
+            if instance_id not in self.instances:
+                raise InstanceGone("there is nothing to tidy")
+            await super().stop(instance_id)
+
+    async with running_house(driver=Untidy()) as house:
+        await call_deploy(house.control)
+        await house.until_status("e", Status.IN_SERVICE)
+        house.driver.kill(only_instance(house))
+        await house.until(lambda: len(house.driver.started) == 2 and len(routed(house)) == 1)
+        assert house.endpoint("e").status is Status.IN_SERVICE
+
+
+async def test_a_stop_that_fails_is_tried_again() -> None:
+    class Stubborn(FakeDriver):
+        refusals = 2
+
+        async def stop(self, instance_id: InstanceId) -> None:
+            self.refusals -= 1
+            if self.refusals >= 0:
+                raise InstanceGone("the road to the instance is closed")
+            await super().stop(instance_id)
+
+    async with running_house(driver=Stubborn()) as house:
+        await call_deploy(house.control)
+        await house.until_status("e", Status.IN_SERVICE)
+        await call(house.control, "DeleteEndpoint", EndpointName="e")
+        await house.until(lambda: house.control.snapshot() == ())
+        assert house.driver.instances == {}
+
+
+async def test_a_database_that_is_away_for_a_moment_does_not_end_the_loop(
+    serving: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = []
+
+    def fail(*_: object) -> tuple[()]:
+        failures.append(1)
+        raise OSError("the database is away")
+
+    with monkeypatch.context() as away:
+        away.setattr("flatshare.control.loops.reconcile._desired", fail)
+        serving.driver.kill(only_instance(serving))
+        await serving.until(lambda: len(failures) > 1)
+    await serving.until(lambda: len(serving.driver.started) == 2)
 
 
 async def test_closing_while_instances_start_leaves_none_behind() -> None:
