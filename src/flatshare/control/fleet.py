@@ -1,6 +1,6 @@
 """Step 4 of 4 on a deployment's path: the instances that run, each with its life in one task, and their shares of the memory.
 
-The shares are equal, and together never more than the memory of the fleet. One exception: an instance that is starting keeps the
+The shares are equal, and together never more than the memory of the fleet. Except that a starting instance keeps the
 share that it was started with until it is ready, for it holds no model yet.
 """
 
@@ -89,8 +89,7 @@ class Fleet:
         """Ends what the driver knows to be dead, though it has not told us."""
         for instance in self._instances.values():
             if instance.phase is Phase.READY and not self._driver.is_alive(instance.id) and instance.life is not None:
-                instance.phase = Phase.STOPPING  # out of the routes from now on
-                self._note_trouble(instance, start_failure=None)
+                self._note_death(instance)
                 instance.life.cancel()
 
     def forget_troubles(self, slots: Iterable[Slot]) -> None:
@@ -108,8 +107,9 @@ class Fleet:
             await self._serve(instance)
         except Exception as error:  # the worker's main: an instance must not take the fleet with it
             if not isinstance(error, FlatshareError | OSError):
-                log.exception("instance_start_failed_unexpectedly", instance=instance.id)
-            self._note_trouble(instance, start_failure=str(error))
+                log.exception("instance_failed_unexpectedly", instance=instance.id)
+            if instance.ready_s is None:
+                self._note_trouble(instance, start_failure=str(error) or type(error).__name__)
         finally:
             del self._instances[instance.id]
             self._changed()
@@ -124,15 +124,16 @@ class Fleet:
             self._changed()
             await self._driver.exited(instance.id)
             if instance.phase is Phase.READY:
-                self._note_trouble(instance, start_failure=None)
+                self._note_death(instance)
         finally:
-            await self._driver.stop(instance.id)  # what a dead instance leaves behind
+            await self._driver.stop(instance.id)  # tidies up after the dead
 
     async def _end(self, instance: "_Instance") -> None:
         try:
             await self._driver.stop(instance.id)
         except (FlatshareError, OSError):
             log.exception("instance_stop_failed", instance=instance.id)
+            instance.phase = Phase.READY  # still unwanted, hence stopped again by the next pass
 
     async def _balance(self) -> None:
         """Give every ready instance its share. Before a start this takes from the others, after an end it gives to them."""
@@ -152,6 +153,12 @@ class Fleet:
     @property
     def _share_bytes(self) -> int:
         return self._memory_bytes // max(1, len(self._instances))
+
+    def _note_death(self, instance: "_Instance") -> None:
+        """Out of the routes from now on, and no longer counted."""
+        instance.phase = Phase.STOPPING
+        self._note_trouble(instance, start_failure=None)
+        self._changed()
 
     def _note_trouble(self, instance: "_Instance", *, start_failure: str | None) -> None:
         now_s = self._clock.monotonic_s()

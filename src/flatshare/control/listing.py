@@ -1,6 +1,6 @@
 """Step 2 of 4 on a deployment's path: what the List operations share, as pure functions: filter, sort, page.
 
-A page ends with the key of its last item, not with a count: what is created or deleted meanwhile neither repeats nor hides items.
+A page ends with the key of its last item, not with a count: what is created or deleted meanwhile repeats and hides nothing.
 """
 
 import base64

@@ -3,6 +3,7 @@
     CreateEndpoint  Creating ──ready──► InService            ──start failed──► Failed
     UpdateEndpoint  Updating ──ready──► InService (target)   ──start failed──► InService (as before, with the reason)
     restart         Updating ──ready──► InService            ──start failed──► OutOfService ──ready──► InService
+                    (OutOfService may be updated and deleted, which Updating may not: no endpoint is ever stuck)
     DeleteEndpoint  Deleting ──no instance left──► gone
 
 An endpoint runs its `active` deployment and, while it changes, its `target` too. A change of configuration has a deployment id
@@ -183,7 +184,7 @@ def judged(endpoint: DesiredEndpoint, verdict: Verdict) -> DesiredEndpoint | Non
         case Verdict.NEVER_STARTED:
             return replace(endpoint, status=Status.FAILED)
         case Verdict.OUT_OF_SERVICE:
-            return replace(endpoint, status=Status.OUT_OF_SERVICE)
+            return replace(endpoint, status=Status.OUT_OF_SERVICE, target=None)
         case Verdict.GONE:
             return None
 
@@ -218,14 +219,22 @@ def _mark(endpoint: DesiredEndpoint, observed: Observed) -> Mark | None:
         aim = endpoint.target or endpoint.active
         assert aim is not None, f"{endpoint.name} is {endpoint.status} towards nothing. This is a bug."
         reason = _start_failure(endpoint, aim, observed) or ""
-        verdict = Verdict.SETTLED if _is_ready(endpoint, aim, observed) else _verdict_on_failure(endpoint) if reason else None
+        verdict = (
+            Verdict.SETTLED
+            if _is_ready(endpoint, aim, observed)
+            else _verdict_on_failure(endpoint, observed)
+            if reason
+            else None
+        )
     return Mark(endpoint.name, endpoint.revision, verdict, reason) if verdict else None
 
 
-def _verdict_on_failure(endpoint: DesiredEndpoint) -> Verdict | None:
-    if endpoint.active is None:
+def _verdict_on_failure(endpoint: DesiredEndpoint, observed: Observed) -> Verdict | None:
+    active = endpoint.active
+    if active is None:
         return Verdict.NEVER_STARTED
-    if endpoint.target is not None:
+    is_serving = any(_ready(observed, Slot(endpoint.name, active.id, variant.name)) for variant in active.variants)
+    if endpoint.target is not None and is_serving:
         return Verdict.ROLLED_BACK
     return Verdict.OUT_OF_SERVICE if endpoint.status is Status.UPDATING else None
 

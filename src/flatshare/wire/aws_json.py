@@ -52,7 +52,7 @@ class JsonCodec:
     def reply(self, operation: str, output: Params, *, request_id: str) -> Reply:
         shape = self._service.operation_model(operation).output_shape
         body = b"" if shape is None else orjson.dumps(render(shape, output))
-        return Reply(200, body, self._content_type, [(b"x-amzn-RequestId", request_id.encode())])
+        return Reply(200, body, self._content_type, [(b"x-amzn-requestid", request_id.encode())])
 
     def _operation(self, request: Request, served: Collection[str]) -> str:
         prefix, _, operation = request.header("x-amz-target").partition(".")
@@ -67,7 +67,7 @@ class JsonCodec:
 
 def error_reply(status: int, code: str, message: str, *, request_id: str, json_version: str = "1.1") -> Reply:
     """An error as every AWS JSON service renders it."""
-    headers = [(b"x-amzn-RequestId", request_id.encode()), (b"x-amzn-ErrorType", code.encode())]
+    headers = [(b"x-amzn-requestid", request_id.encode()), (b"x-amzn-errortype", code.encode())]
     return Reply(status, orjson.dumps({"__type": code, "message": message}), _content_type(json_version), headers)
 
 

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -142,8 +142,17 @@ def _scalar(type_name: str, value: Any) -> Any:
 
 
 def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise _wrong_type(value, "integer")
+    return _whole(value, "integer", bits=32)
+
+
+def _long(value: Any) -> int:
+    return _whole(value, "long", bits=64)
+
+
+def _whole(value: Any, name: str, *, bits: int) -> int:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or value != int(value) or not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise _wrong_type(value, name)
     return int(value)
 
 
@@ -157,9 +166,10 @@ def _timestamp(value: Any) -> float:
     if not isinstance(value, str):
         return _float(value)
     try:
-        return datetime.fromisoformat(value).timestamp()
+        moment = datetime.fromisoformat(value)
     except ValueError:
         raise _wrong_type(value, "timestamp") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _blob(value: Any) -> bytes:
@@ -173,7 +183,7 @@ _SCALARS: dict[str, Callable[[Any], Any]] = {
     "string": lambda value: _require(value, str, "string"),
     "boolean": lambda value: _require(value, bool, "boolean"),
     "integer": _integer,
-    "long": _integer,
+    "long": _long,
     "float": _float,
     "double": _float,
     "timestamp": _timestamp,

@@ -30,6 +30,7 @@ _ENVIRONMENT = {
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket address, less its final zero
 _PING_EVERY_S = 0.02
 _PING_TIMEOUT_S = 2.0  # SageMaker's own for /ping
+_SET_MEMORY_TIMEOUT_S = 10.0  # unloading what no longer fits takes milliseconds; a hung instance must not hold up the others
 _LOG_TAIL_BYTES = 600  # with the sentence around it, within FailureReason's 1,024
 
 
@@ -84,7 +85,7 @@ class LocalDriver:
         if local is None:
             raise InstanceGone(f"the instance {instance_id} has gone")
         body = orjson.dumps({"memory_bytes": memory_bytes})
-        reply = await local.client.request("PUT", "/flatshare/memory", body=body)
+        reply = await local.client.request("PUT", "/flatshare/memory", body=body, timeout_s=_SET_MEMORY_TIMEOUT_S)
         if reply.status != 200:
             raise InstanceGone(
                 f"the instance {instance_id} refused its new share of memory: {reply.body.decode(errors='replace')}"

@@ -1,6 +1,6 @@
 """Step 4 of 4 on a deployment's path: make the instances match desired state, again and again.
 
-Level-triggered: every pass looks at everything, so a missed event or a crash in mid-pass is made good by the next one. What to do
+Level-triggered: every pass looks at everything, so a missed event or a crash in mid-pass is made good by the next. What to do
 is decided by `policy/diff.py`; this loop looks and acts.
 """
 
