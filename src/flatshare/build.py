@@ -5,8 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-
 from flatshare.control.drivers.local import LocalDriver
 from flatshare.control.plane import Control
 from flatshare.core.clock import SystemClock
@@ -15,9 +13,9 @@ from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
+from flatshare.serving.server import HandlerServer
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
-from flatshare.wire.http import asgi
 
 log = get_logger("server")
 _KEEP_ALIVE_S = 75  # longer than any hold, so that the server never hangs up on a client that is about to call
@@ -49,10 +47,18 @@ async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = 
     """
     routes = RouteTable(settings.control.account)
     metrics = GatewayMetrics()
-    control = Control(settings.control, settings.fleet, LocalDriver(settings.fleet), SystemClock(), routes.replace)
+    control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=routes.replace)
     invoker = Invoker(settings.gateway, routes, metrics, region=settings.control.region, account=settings.control.account)
     door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics)
-    server = uvicorn.Server(_server_config(door, settings.gateway))
+    gateway = settings.gateway
+    server = HandlerServer(
+        door.handle,
+        host=gateway.host,
+        port=gateway.port,
+        max_body_bytes=gateway.max_body_bytes,
+        drain_s=gateway.drain_s,
+        keep_alive_s=_KEEP_ALIVE_S,
+    )
     await control.start()
     announcement = asyncio.get_running_loop().create_task(_announce(server, ready))
     try:
@@ -65,31 +71,8 @@ async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = 
         routes.close()
 
 
-def _server_config(door: FrontDoor, settings: GatewaySettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        asgi(door.handle, max_body_bytes=settings.max_body_bytes),
-        host=settings.host,
-        port=settings.port,
-        loop="none",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(settings.drain_s),
-    )
-
-
-async def _announce(server: uvicorn.Server, ready: "asyncio.Future[int] | None") -> None:
-    """Say when the port is open. uvicorn has no event for it."""
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
+async def _announce(server: HandlerServer, ready: "asyncio.Future[int] | None") -> None:
+    port = await server.port()
     log.info("server_listens", port=port)
     if ready is not None:
         ready.set_result(port)
-
-

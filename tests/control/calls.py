@@ -28,9 +28,7 @@ def deploy(client: Any, name: str = "e", *, variants: list[dict[str, Any]] | Non
 
 async def call(control: Control, operation: str, **params: Any) -> dict[str, Any]:
     """A call without HTTP. Fails the test if the answer is an error."""
-    reply = await control.handle(
-        Request("POST", "/", {b"x-amz-target": f"SageMaker.{operation}".encode()}, orjson.dumps(params))
-    )
+    reply = await control.handle(Request("POST", "/", {b"x-amz-target": f"SageMaker.{operation}".encode()}, orjson.dumps(params)))
     assert reply.status == 200, reply.body
     answer: dict[str, Any] = orjson.loads(reply.body or b"{}")
     return answer

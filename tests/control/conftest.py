@@ -19,7 +19,7 @@ from flatshare.core.clock import ManualClock, SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings
 from flatshare.core.state import Routes
 from flatshare.policy.diff import Status
-from flatshare.wire.http import asgi
+from flatshare.serving.asgi import asgi
 
 T = TypeVar("T")
 MEMORY_BYTES = 1_200_000

@@ -42,9 +42,7 @@ def test_another_operation_of_sagemaker_is_unknown(sagemaker: Any) -> None:
 
 
 def test_another_service_is_answered_in_json(server: Server) -> None:
-    client = boto3.client(
-        "dynamodb", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b"
-    )
+    client = boto3.client("dynamodb", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
     with pytest.raises(ClientError) as refused:
         client.list_tables()
     assert refused.value.response["Error"]["Code"] == "UnknownOperationException"

@@ -88,9 +88,7 @@ def test_a_page_has_ten_items_unless_told(sagemaker: Any) -> None:
     second = sagemaker.list_models(NextToken=first["NextToken"])
     assert len(second["Models"]) == 2
     assert "NextToken" not in second
-    pages = sagemaker.get_paginator("list_models").paginate(
-        SortBy="Name", SortOrder="Ascending", PaginationConfig={"PageSize": 5}
-    )
+    pages = sagemaker.get_paginator("list_models").paginate(SortBy="Name", SortOrder="Ascending", PaginationConfig={"PageSize": 5})
     assert [m["ModelName"] for page in pages for m in page["Models"]] == sorted(f"m{number}" for number in range(12))
 
 

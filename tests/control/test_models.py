@@ -75,9 +75,7 @@ def test_a_deleted_model_is_gone(sagemaker: Any) -> None:
         (
             {
                 "PrimaryContainer": container(
-                    ModelDataSource={
-                        "S3DataSource": {"S3Uri": "s3://b/p/", "S3DataType": "S3Prefix", "CompressionType": "None"}
-                    }
+                    ModelDataSource={"S3DataSource": {"S3Uri": "s3://b/p/", "S3DataType": "S3Prefix", "CompressionType": "None"}}
                 )
             },
             "ModelDataSource is not supported",

@@ -79,9 +79,7 @@ async def test_the_snapshot_shows_endpoints_with_their_instances() -> None:
         await call_deploy(house.control, variants=[variant(count=2)])
         await house.until_status("e", Status.IN_SERVICE)
         (endpoint,) = house.control.snapshot()
-        assert {(i.phase, i.memory_bytes, i.slot.variant) for i in endpoint.instances} == {
-            (Phase.READY, MEMORY_BYTES // 2, "AllTraffic")
-        }
+        assert {(i.phase, i.memory_bytes, i.slot.variant) for i in endpoint.instances} == {(Phase.READY, MEMORY_BYTES // 2, "AllTraffic")}
         assert all(i.socket_path and i.pid for i in endpoint.instances)
 
 

@@ -67,9 +67,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("nanio")), "serve", "--data-dir", str(folder), "--host", "127.0.0.1"]
     environment = {**os.environ, "NANIO_ACCESS_KEY": KEY, "NANIO_SECRET_KEY": SECRET}
-    with subprocess.Popen(
-        [*command, "--port", str(port), "--no-access-log"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as server:
+    with subprocess.Popen([*command, "--port", str(port), "--no-access-log"], env=environment, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
             assert any("running on" in line for line in server.stderr), "nanio did not start"

@@ -72,9 +72,7 @@ UNSAFE = {
     "absolute path": file("/etc/passwd"),
     "parent folder": file("../x"),
     "parent folder inside": file("a/b/../../../x"),
-    "parent folder by a long name": header("././@LongLink", size=6, kind=tarfile.GNUTYPE_LONGNAME)
-    + padded(b"a/../b")
-    + file("a"),
+    "parent folder by a long name": header("././@LongLink", size=6, kind=tarfile.GNUTYPE_LONGNAME) + padded(b"a/../b") + file("a"),
     "parent folder by pax": pax({"path": "../x"}) + file("a"),
     "backslash": file("..\\x"),
     "drive": file("C:/x"),
@@ -186,9 +184,7 @@ def test_a_zstd_frame_with_a_window_of_two_gibibytes_is_refused(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.zst"])
-def test_a_bomb_is_stopped_by_its_ratio_long_before_its_end(
-    kind: ArchiveKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bomb_is_stopped_by_its_ratio_long_before_its_end(kind: ArchiveKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "_RATIO_COUNTS_FROM_BYTES", 2**20)  # 64 MiB of zeros would only cost time here
     with pytest.raises(UnsafeArchive, match="200 times"):
         attempt(tmp_path, PACK[kind](file("a", bytes(16 * 2**20)) + END), kind)
@@ -284,9 +280,7 @@ _trees = st.dictionaries(_paths, st.binary(max_size=2000), min_size=1, max_size=
     form=st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
     is_dotted=st.booleans(),
 )
-def test_an_honest_tree_survives_the_round_trip(
-    tree: dict[str, bytes], kind: ArchiveKind, form: int, *, is_dotted: bool
-) -> None:
+def test_an_honest_tree_survives_the_round_trip(tree: dict[str, bytes], kind: ArchiveKind, form: int, *, is_dotted: bool) -> None:
     packed = io.BytesIO()
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
@@ -299,9 +293,7 @@ def test_an_honest_tree_survives_the_round_trip(
         assert tree_of(into if is_dotted else into / "model") == tree_of(here / "tree")
 
 
-_HONEST = (
-    pax({"path": "a/config.json"}) + file("x", b"{}") + header("a/b", kind=tarfile.DIRTYPE) + file("a/b/w", b"w" * 700) + END
-)
+_HONEST = pax({"path": "a/config.json"}) + file("x", b"{}") + header("a/b", kind=tarfile.DIRTYPE) + file("a/b/w", b"w" * 700) + END
 
 
 @pytest.mark.slow

@@ -280,9 +280,7 @@ class TestFromS3:
         proxy.before = None
         fetch(at(key), tmp_path, LIMITS)  # its new content is another version, and begins from nothing
 
-    def test_the_range_is_asked_for_under_the_condition_that_nothing_changed(
-        self, s3: S3, proxy: Proxy, key: str, tmp_path: Path
-    ) -> None:
+    def test_the_range_is_asked_for_under_the_condition_that_nothing_changed(self, s3: S3, proxy: Proxy, key: str, tmp_path: Path) -> None:
         s3.put(f"{key}/a", b"a")
         artifact = at(key)
         proxy.status = 412  # nanio does not heed If-Match; this is how a server answers that does
@@ -318,9 +316,7 @@ class TestFromS3:
             at(f"{key}.onnx")
 
     @pytest.mark.parametrize("suffix", ["", ".tar"])
-    def test_denied_is_an_unknown_target_with_a_hint(
-        self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_denied_is_an_unknown_target_with_a_hint(self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
         with pytest.raises(UnknownTarget, match="check the credentials"):
             at(f"{key}{suffix}")
@@ -371,9 +367,7 @@ class TestStoreOutOfReach:
         with pytest.raises(StoreUnavailable, match=rf"{status}.*try again"):
             at(f"{key}{suffix}")
 
-    def test_a_server_that_is_down_is_reported_soon(
-        self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_server_that_is_down_is_reported_soon(self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
@@ -383,9 +377,7 @@ class TestStoreOutOfReach:
         assert time.monotonic() - start_s < 12
 
     def test_a_server_that_is_silent_is_given_up(self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(
-            sources, "_CLIENT", {**sources._CLIENT, "read_timeout": timedelta(milliseconds=50)}
-        )  # instead of 5 s
+        monkeypatch.setattr(sources, "_CLIENT", {**sources._CLIENT, "read_timeout": timedelta(milliseconds=50)})  # instead of 5 s
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
             with pytest.raises(StoreUnavailable, match="try again"):

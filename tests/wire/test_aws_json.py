@@ -66,9 +66,7 @@ def test_a_request_that_is_not_a_post_is_unknown() -> None:
         CODEC.call(Request("GET", "/", {b"x-amz-target": b"SageMaker.ListModels"}), served=SERVED)
 
 
-@pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'"text"', b'{"MaxResults": "10"}', b'{"MaxResults": 1.5}', b'{"MaxResults": true}']
-)
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"text"', b'{"MaxResults": "10"}', b'{"MaxResults": 1.5}', b'{"MaxResults": true}'])
 def test_a_body_of_the_wrong_kind_is_not_understood(body: bytes) -> None:
     with pytest.raises(BadInput) as refused:
         CODEC.call(request("ListModels", body), served=SERVED)

@@ -30,7 +30,11 @@ def one_caller(server: RunningServer, bare: BareEngine, tenants: list[Tenant], c
             tenant = tenants[index % len(tenants)]
             text = text_of(30, index)
             body = orjson.dumps({"inputs": text})
-            took = (bare.run_s(tenant.target, text), _timed(lambda: caller.invoke(tenant.target, body)), _timed(lambda: server.invoke(tenant.target, text)))  # noqa: B023
+            took = (
+                bare.run_s(tenant.target, text),
+                _timed(lambda: caller.invoke(tenant.target, body)),
+                _timed(lambda: server.invoke(tenant.target, text)),
+            )  # noqa: B023
             if index >= 2 * len(tenants):  # the first rounds load the models and settle the caches
                 for seconds, value in zip(series, took, strict=True):
                     seconds.append(value)
@@ -52,7 +56,14 @@ class Throughput:
 
 
 def many_callers(
-    server: RunningServer, bare: BareEngine, tenants: list[Tenant], *, callers: int, rounds: int, per_round: int, progress: Callable[[], None]
+    server: RunningServer,
+    bare: BareEngine,
+    tenants: list[Tenant],
+    *,
+    callers: int,
+    rounds: int,
+    per_round: int,
+    progress: Callable[[], None],
 ) -> Throughput:
     """Alternate rounds of the same requests: through the server by `callers` connections, and on the bare engine by two threads."""
     seconds = cpu = bare_seconds = bare_cpu = others = 0.0

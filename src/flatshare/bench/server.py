@@ -65,7 +65,21 @@ class RunningServer:
 @contextmanager
 def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[RunningServer]:
     """A server with one endpoint in service over the checkpoints below `prefix`."""
-    command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json", "--log-level", "warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "flatshare",
+        "serve",
+        "--data",
+        str(data_dir),
+        "--port",
+        "0",
+        "--memory",
+        memory,
+        "--json",
+        "--log-level",
+        "warning",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -122,7 +136,9 @@ class PlainCaller:
 
     def request(self, method: str, path: str, body: bytes, headers: str = "") -> tuple[int, bytes]:
         """Status and body."""
-        head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+        )
         self._connection.sendall(head.encode() + body)
         parser = httptools.HttpResponseParser(self)
         self._body, self._is_done = [], False

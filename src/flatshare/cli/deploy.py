@@ -21,7 +21,9 @@ from flatshare.client.aws import aws_client
 @click.option("--no-check", is_flag=True, help="Do not call each model once to see that it answers.")
 @url_option
 @json_option
-def deploy(artifacts: tuple[Path, ...], endpoint: str, target: str | None, prefix: str | None, no_check: bool, url: str, as_json: bool) -> None:
+def deploy(
+    artifacts: tuple[Path, ...], endpoint: str, target: str | None, prefix: str | None, no_check: bool, url: str, as_json: bool
+) -> None:
     """Copy checkpoints under an endpoint's prefix, create the endpoint if it is missing, and wait until each model answers.
 
     ARTIFACTS are checkpoint directories (what save_pretrained() writes) or archives: .tar, .tar.gz, .tar.zst.
@@ -41,7 +43,10 @@ def deploy(artifacts: tuple[Path, ...], endpoint: str, target: str | None, prefi
     is_new = deployment.ensure_endpoint(sagemaker, deployment.EndpointPlan(endpoint, place))
     if is_new and not as_json:
         console.print(f"endpoint [bold]{endpoint}[/] is in service, its models lie at {place}")
-    results = [_deploy_one(url, endpoint, artifact, place, target or artifact.name, check=not no_check) for artifact in _shown(artifacts, as_json=as_json)]
+    results = [
+        _deploy_one(url, endpoint, artifact, place, target or artifact.name, check=not no_check)
+        for artifact in _shown(artifacts, as_json=as_json)
+    ]
     if as_json:
         print_json({"endpoint": endpoint, "prefix": place, "created": is_new, "models": results})
     else:

@@ -9,17 +9,14 @@ from flatshare.cli.options import SIZE
 
 @click.command(short_help="Run one instance (the fleet starts these).")
 @click.option("--socket", "socket_path", required=True, help="Unix socket to listen on.")
-@click.option(
-    "--store", "store_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the tensor store."
-)
-@click.option(
-    "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="Memory budget: private and mapped together."
-)
+@click.option("--store", "store_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the tensor store.")
+@click.option("--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="Memory budget: private and mapped together.")
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="Disk budget of the tensor store.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1, 256), help="Engine threads.")
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
-@click.option("--id", "instance_id", default="local", help="Name of this instance in logs.")
+@click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
+@click.option("--name", default="", help="Endpoint and variant that it serves, for logs.")
 def instance(
     socket_path: str,
     store_dir: Path,
@@ -28,7 +25,8 @@ def instance(
     workers: int,
     follow_stdin: bool,
     json_logs: bool,
-    instance_id: str,  # noqa: FBT001
+    instance_id: str,
+    name: str,  # noqa: FBT001
 ) -> None:
     """Serve models by the SageMaker multi-model container contract.
 
@@ -45,7 +43,7 @@ def instance(
     from flatshare.telemetry import log
 
     log.configure(json=json_logs)
-    structlog.contextvars.bind_contextvars(instance=instance_id)
+    structlog.contextvars.bind_contextvars(instance=instance_id, serves=name)
     raise_descriptor_limit()
     settings = InstanceSettings(store_dir=store_dir, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers)
     uvloop.run(serve_until_stopped(settings, socket_path, follow_stdin=follow_stdin))

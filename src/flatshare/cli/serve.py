@@ -14,10 +14,14 @@ from flatshare.core.sizes import format_size
 
 
 @click.command(short_help="Start the server: gateway, control plane, instances.")
-@click.option("--data", "data_dir", default="data", show_default=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of all state.")
+@click.option(
+    "--data", "data_dir", default="data", show_default=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of all state."
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
-@click.option("--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped.")
+@click.option(
+    "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
@@ -37,7 +41,9 @@ def serve(
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
     if not insecure and not _is_loopback(host):
-        raise click.UsageError(f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure")
+        raise click.UsageError(
+            f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure"
+        )
     import uvloop
 
     from flatshare import build
@@ -48,7 +54,9 @@ def serve(
 
     async def run() -> None:
         ready = asyncio.get_running_loop().create_future()
-        ready.add_done_callback(lambda done: None if done.cancelled() else _greet(host, done.result(), memory_bytes, data_dir, as_json=as_json))
+        ready.add_done_callback(
+            lambda done: None if done.cancelled() else _greet(host, done.result(), memory_bytes, data_dir, as_json=as_json)
+        )
         await build.serve(settings, ready)
 
     uvloop.run(run())

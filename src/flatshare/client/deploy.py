@@ -26,8 +26,14 @@ class EndpointPlan:
 
 
 def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
-    """Create model, endpoint configuration and endpoint under one name and wait until it is in service. False if it was there already."""
-    if endpoint_prefix(sagemaker, plan.name) is not None:
+    """Create model, endpoint configuration and endpoint under one name and wait until it is in service.
+
+    False if it was there already. An endpoint that failed to start can only be deleted, so it is made anew.
+    """
+    status = _endpoint_status(sagemaker, plan.name)
+    if status == "Failed":
+        remove_endpoint(sagemaker, plan.name)
+    elif status is not None:
         return False
     container = {"Image": IMAGE, "Mode": "MultiModel", "ModelDataUrl": plan.prefix}
     _create(sagemaker.create_model, ModelName=plan.name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
@@ -53,12 +59,9 @@ def remove_endpoint(sagemaker: Any, name: str) -> None:
 
 def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
     """Where the models of an existing endpoint lie; None if there is no such endpoint."""
-    try:
-        config = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-    except ClientError as error:
-        if error.response["Error"]["Code"] == "ValidationException" and "Could not find" in error.response["Error"]["Message"]:
-            return None
-        raise
+    if _endpoint_status(sagemaker, name) is None:
+        return None
+    config = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
     variant = sagemaker.describe_endpoint_config(EndpointConfigName=config)["ProductionVariants"][0]
     return str(sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]["ModelDataUrl"])
 
@@ -66,7 +69,9 @@ def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
 def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
     """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one."""
     if not prefix.startswith("file://"):
-        raise BadInput(f"the endpoint's models lie at {prefix}: copy the artifact there with your store's own tools (aws s3 cp --recursive)")
+        raise BadInput(
+            f"the endpoint's models lie at {prefix}: copy the artifact there with your store's own tools (aws s3 cp --recursive)"
+        )
     place = Path(prefix.removeprefix("file://")) / target
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = place.with_name(f".{place.name}.{uuid4().hex}")
@@ -82,6 +87,16 @@ def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
     else:
         fresh.replace(place)
     return place
+
+
+def _endpoint_status(sagemaker: Any, name: str) -> str | None:
+    """None if there is no such endpoint."""
+    try:
+        return str(sagemaker.describe_endpoint(EndpointName=name)["EndpointStatus"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] == "ValidationException" and "Could not find" in error.response["Error"]["Message"]:
+            return None
+        raise
 
 
 def _create(call: Any, **members: Any) -> None:

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import httptools
 
@@ -26,9 +26,7 @@ class InstanceClient:
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
 
-    async def request(
-        self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0
-    ) -> Reply:
+    async def request(self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0) -> Reply:
         """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`."""
         head = _render_head(method, path, headers, len(body))
         async with asyncio.timeout(timeout_s):
@@ -117,8 +115,7 @@ class _Connection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -44,9 +44,7 @@ OPERATIONS: Mapping[str, Operation] = {
 class ControlApp:
     """The handler of the control door."""
 
-    def __init__(
-        self, state: State, reconciler: Reconciler, clock: Clock, settings: ControlSettings, fleet: FleetSettings
-    ) -> None:
+    def __init__(self, state: State, reconciler: Reconciler, clock: Clock, settings: ControlSettings, fleet: FleetSettings) -> None:
         self._state = state
         self._reconciler = reconciler
         self._clock = clock

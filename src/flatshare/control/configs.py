@@ -32,8 +32,7 @@ def create_endpoint_config(desk: Desk, params: Params) -> Params:
     refuse_members(params, _CONFIG_REFUSALS, "")
     if params.get("DataCaptureConfig", {"EnableCapture": False}).get("EnableCapture") is not False:
         raise ValidationFailed(
-            "DataCaptureConfig is not supported by flatshare: requests are not recorded. "
-            "Leave it out or set EnableCapture to false."
+            "DataCaptureConfig is not supported by flatshare: requests are not recorded. Leave it out or set EnableCapture to false."
         )
     tags = as_tags(params)
     variants = [_checked_variant(desk, variant) for variant in params["ProductionVariants"]]
@@ -57,8 +56,7 @@ def describe_endpoint_config(desk: Desk, params: Params) -> Params:
 def list_endpoint_configs(desk: Desk, params: Params) -> Params:
     page = list_page([Listed(config.name, config.created_s) for config in desk.rows.configs.all()], params)
     configs = [
-        {"EndpointConfigName": c.name, "EndpointConfigArn": desk.arns.config(c.name), "CreationTime": c.created_s}
-        for c in page.items
+        {"EndpointConfigName": c.name, "EndpointConfigArn": desk.arns.config(c.name), "CreationTime": c.created_s} for c in page.items
     ]
     return {"EndpointConfigs": configs, "NextToken": page.next_token}
 

@@ -131,22 +131,16 @@ def _changes(params: Params, active: Deployment) -> Mapping[str, Params]:
             raise ValidationFailed(f'The variant name "{name}" was non-unique within the request.')
     unknown = ", ".join(name for name in changes if name not in {variant.name for variant in active.variants})
     if unknown:
-        raise ValidationFailed(
-            f'The variant name(s) "{unknown}" is/are not present within endpoint configuration "{active.config_name}".'
-        )
+        raise ValidationFailed(f'The variant name(s) "{unknown}" is/are not present within endpoint configuration "{active.config_name}".')
     return changes
 
 
 def _changed(variant: Variant, change: Params) -> Variant:
     if "ServerlessUpdateConfig" in change:
-        raise ValidationFailed(
-            f'The variant "{variant.name}" is not serverless: change its DesiredInstanceCount or DesiredWeight.'
-        )
+        raise ValidationFailed(f'The variant "{variant.name}" is not serverless: change its DesiredInstanceCount or DesiredWeight.')
     count = change.get("DesiredInstanceCount", variant.count)
     if count < 1:
-        raise ValidationFailed(
-            f'The variant "{variant.name}" needs a DesiredInstanceCount of at least 1: to stop it, delete the endpoint.'
-        )
+        raise ValidationFailed(f'The variant "{variant.name}" needs a DesiredInstanceCount of at least 1: to stop it, delete the endpoint.')
     return replace(variant, count=count, weight=change.get("DesiredWeight", variant.weight))
 
 
@@ -176,9 +170,7 @@ def _deployment_config(params: Params) -> Params | None:
         return None
     policy = config.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {}).get("Type", "ALL_AT_ONCE")
     if policy != "ALL_AT_ONCE" or "RollingUpdatePolicy" in config:
-        raise ValidationFailed(
-            "DeploymentConfig: flatshare updates blue/green, ALL_AT_ONCE. Choose that, or leave DeploymentConfig out."
-        )
+        raise ValidationFailed("DeploymentConfig: flatshare updates blue/green, ALL_AT_ONCE. Choose that, or leave DeploymentConfig out.")
     if "AutoRollbackConfiguration" in config:
         raise ValidationFailed(
             "DeploymentConfig.AutoRollbackConfiguration is not supported by flatshare: no alarms are watched, "

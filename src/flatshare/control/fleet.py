@@ -51,9 +51,7 @@ class Fleet:
         await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stops all instances, all at the same time, and waits for them."""
         self.stop(list(self._instances))
         await self._tasks.__aexit__(None, None, None)

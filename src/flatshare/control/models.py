@@ -78,9 +78,7 @@ def _require_multi_model(container: Params) -> None:
     if url is None:
         raise ValidationFailed(f"ContainerDefinition.ModelDataUrl is missing: {_SUPPORTED}, such as s3://bucket/models/.")
     if url.startswith("https:"):
-        raise ValidationFailed(
-            f"ModelDataUrl {url} is an https address: write it as s3://bucket/prefix/, gs://, az:// or file:///folder/."
-        )
+        raise ValidationFailed(f"ModelDataUrl {url} is an https address: write it as s3://bucket/prefix/, gs://, az:// or file:///folder/.")
     if container.get("MultiModelConfig", {}).get("ModelCacheSetting") == "Disabled":
         raise ValidationFailed(
             "MultiModelConfig.ModelCacheSetting Disabled is not supported by flatshare: models are always cached. Leave it out."

@@ -43,9 +43,7 @@ class Control:
         self._driver = driver
         self._clock = clock
         self._state = State(settings.database_url)
-        self._reconciler = Reconciler(
-            self._state, driver, clock, publish, memory_bytes=fleet.memory_bytes, tick_s=settings.tick_s
-        )
+        self._reconciler = Reconciler(self._state, driver, clock, publish, memory_bytes=fleet.memory_bytes, tick_s=settings.tick_s)
         self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet)
         self._loop: asyncio.Task[None] | None = None
 
@@ -63,8 +61,7 @@ class Control:
     def snapshot(self) -> tuple[EndpointSnapshot, ...]:
         instances = self._reconciler.instances()
         return tuple(
-            EndpointSnapshot(e.name, e.status, tuple(i for i in instances if i.slot.endpoint == e.name))
-            for e in self._reconciler.desired()
+            EndpointSnapshot(e.name, e.status, tuple(i for i in instances if i.slot.endpoint == e.name)) for e in self._reconciler.desired()
         )
 
     async def close(self) -> None:

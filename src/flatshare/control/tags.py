@@ -40,8 +40,7 @@ def _existing(desk: Desk, arn: str) -> str:
         desk.endpoint(name)
     else:
         raise ValidationFailed(
-            f'"{arn}" is not the ARN of a model, an endpoint configuration or an endpoint '
-            f"of account {arns.account} in {arns.region}."
+            f'"{arn}" is not the ARN of a model, an endpoint configuration or an endpoint of account {arns.account} in {arns.region}.'
         )
     return arn
 

@@ -63,7 +63,5 @@ class InstanceSettings:
     disk_bytes: int = 50 * 2**30
     workers: int = 2
     max_waiting: int = 512
-    patience_s: float = (
-        55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
-    )
+    patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
     drain_s: float = 25.0

@@ -65,9 +65,7 @@ class FrontDoor:
 
 
 def _not_served(request: Request) -> Reply:
-    error = BadInput(
-        f"{request.method} {request.path} is not served here: see /ping, /metrics, /flatshare/status and the SageMaker API"
-    )
+    error = BadInput(f"{request.method} {request.path} is not served here: see /ping, /metrics, /flatshare/status and the SageMaker API")
     reply = sagemaker.error_reply(error, "-")
     reply.status = 404
     return reply

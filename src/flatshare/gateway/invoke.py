@@ -25,9 +25,7 @@ _KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, b"
 class Invoker:
     """The journey of one InvokeEndpoint call through the gateway."""
 
-    def __init__(
-        self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, *, region: str, account: str
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, *, region: str, account: str) -> None:
         self._settings = settings
         self._routes = routes
         self._metrics = metrics
@@ -73,9 +71,7 @@ class Invoker:
             with upstream as client:
                 try:
                     path = f"/models/{key}/invoke"
-                    return await client.request(
-                        "POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s
-                    )
+                    return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
                 except InstanceGone as error:
                     log.warning("instance_gone", instance=upstream.id, reason=str(error))
                     tried |= {upstream.id}
@@ -86,9 +82,7 @@ class Invoker:
         """The hold time is over: was the model still loading, or is it slow?"""
         found = await client.request("GET", f"/models/{key}", timeout_s=2.0)
         if found.status == 404:
-            raise ModelNotReady(
-                f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again"
-            )
+            raise ModelNotReady(f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again")
         return container.error_reply(500, "InternalFailure", f"the model did not answer within {self._settings.hold_s:.0f} s")
 
     def _as_reply(self, answer: Reply, endpoint: EndpointRoute, variant: VariantRoute, request_id: str) -> Reply:

@@ -21,11 +21,7 @@ class FleetStatus:
 
     async def gather(self) -> list[dict[str, Any]]:
         """One record per instance; one that does not answer says so under `error`."""
-        pairs = [
-            (endpoint, upstream)
-            for endpoint in self._routes.endpoints.values()
-            for upstream in self._routes.upstreams(endpoint)
-        ]
+        pairs = [(endpoint, upstream) for endpoint in self._routes.endpoints.values() for upstream in self._routes.upstreams(endpoint)]
         return list(await asyncio.gather(*(_ask(endpoint, upstream) for endpoint, upstream in pairs)))
 
     async def readings(self) -> list[InstanceReading]:

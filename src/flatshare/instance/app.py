@@ -25,9 +25,7 @@ _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
 class InstanceApp:
     """Routes a request; `handle` is the whole of it."""
 
-    def __init__(
-        self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: MappedBackend
-    ) -> None:
+    def __init__(self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: MappedBackend) -> None:
         self._server = server
         self._cache = cache
         self._workbench = workbench

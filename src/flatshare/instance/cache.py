@@ -143,9 +143,7 @@ class ModelCache:
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
         now = self._clock.monotonic_s()
-        ready = [
-            (key, entry, entry.ready.result().stored.manifest) for key, entry in self._entries.items() if _is_loaded(entry)
-        ]
+        ready = [(key, entry, entry.ready.result().stored.manifest) for key, entry in self._entries.items() if _is_loaded(entry)]
         infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes) for k, e, m in ready]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
@@ -220,9 +218,7 @@ class ModelCache:
                     if admission.verdict is Verdict.WAIT:
                         await self._changed.wait()
         except TimeoutError as error:
-            raise OutOfMemory(
-                f"no room after {self._patience_s:.0f} s: {admission.reason}; call again, or raise --memory"
-            ) from error
+            raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {admission.reason}; call again, or raise --memory") from error
 
     async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
         """Out of the table at once, out of the books when the memory is given back."""

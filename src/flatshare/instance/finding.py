@@ -10,7 +10,7 @@ from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadPackage, StoreUnavailable
 from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.spec import StoredModel
-from flatshare.instance.importing import import_artifact
+from flatshare.instance.importing import die_with_parent, import_artifact
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 
@@ -61,7 +61,7 @@ class ModelFinder:
 
     async def _import(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_parent)
         pool = self._pool
         self._imports += 1
         try:

@@ -3,8 +3,10 @@
 What strangers packed is only ever opened here. If it kills the process, one import fails and the server goes on.
 """
 
+import ctypes
 import fcntl
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +22,15 @@ from flatshare.store.catalog import Refusal
 from flatshare.store.sources import Artifact, fetch, probe
 from flatshare.store.tensors import TensorStore
 
+_PR_SET_PDEATHSIG = 1
 
-def import_artifact(
-    store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: int, in_use: frozenset[ModelDigest]
-) -> ModelDigest:
+
+def die_with_parent() -> None:
+    """The kernel ends this process when the instance that started it is gone, however it went (prctl(2), Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: int, in_use: frozenset[ModelDigest]) -> ModelDigest:
     """The worker's one job: make sure that the artifact, as it is now, is in the store, and return its model's digest.
 
     Models in `in_use` stay on the disk. Raises what `probe`, `fetch` and `import_checkpoint` raise. What is wrong with an artifact is
@@ -64,8 +71,7 @@ def _make_room(store: TensorStore, artifact: Artifact, disk_bytes: int, in_use: 
         return
     models = store.catalog.models()
     residents = [
-        Resident(ModelKey(m.manifest.digest), m.used_s, int(m.manifest.digest in in_use), 0, m.manifest.distinct_tensors)
-        for m in models
+        Resident(ModelKey(m.manifest.digest), m.used_s, int(m.manifest.digest in in_use), 0, m.manifest.distinct_tensors) for m in models
     ]
     holders: dict[str, int] = {}
     for resident in residents:
@@ -73,9 +79,7 @@ def _make_room(store: TensorStore, artifact: Artifact, disk_bytes: int, in_use: 
             holders[tensor] = holders.get(tensor, 0) + 1
     victims = evict.choose(residents, holders, shortage)  # type: ignore[arg-type]  # TensorDigest is a str
     if victims is None:
-        raise DiskFull(
-            f"the artifact has {format_size(artifact.size_bytes)}, the disk budget is {format_size(disk_bytes)}: raise --disk"
-        )
+        raise DiskFull(f"the artifact has {format_size(artifact.size_bytes)}, the disk budget is {format_size(disk_bytes)}: raise --disk")
     for model in models:
         if ModelKey(model.manifest.digest) in victims:
             for uri in model.uris:

@@ -6,8 +6,6 @@ import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-import uvicorn
-
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance.app import InstanceApp
@@ -17,10 +15,10 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
+from flatshare.serving.server import HandlerServer
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.http import asgi
 
 log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
@@ -38,7 +36,9 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
     cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s)
     app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
-    server = uvicorn.Server(_server_config(app, socket_path, settings.drain_s))
+    server = HandlerServer(
+        app.handle, socket_path=socket_path, max_body_bytes=MAX_BODY_BYTES, drain_s=settings.drain_s, keep_alive_s=_KEEP_ALIVE_S
+    )
     if follow_stdin:
         _stop_at_end_of_input(server)
     log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
@@ -49,32 +49,14 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     log.info("instance_stopped")
 
 
-def _server_config(app: InstanceApp, socket_path: str, drain_s: float) -> uvicorn.Config:
-    return uvicorn.Config(
-        asgi(app.handle, max_body_bytes=MAX_BODY_BYTES),
-        uds=socket_path,
-        loop="none",
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        date_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(drain_s),
-    )
-
-
-def _stop_at_end_of_input(server: uvicorn.Server) -> None:
+def _stop_at_end_of_input(server: HandlerServer) -> None:
     """The parent holds the other end of stdin: when it dies, however it dies, we read end of file."""
     loop, descriptor = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def on_input() -> None:
         if not os.read(descriptor, 4096):
             loop.remove_reader(descriptor)
-            server.should_exit = True
+            server.stop()
 
     os.set_blocking(descriptor, False)
     loop.add_reader(descriptor, on_input)

@@ -93,9 +93,7 @@ def _bert_shape(config: dict[str, Any]) -> BertShape:
     if family != "bert":
         raise UnsupportedModel(f"model_type is {family!r}: this version serves 'bert' sentence encoders; other families follow")
     if config.get("position_embedding_type", "absolute") != "absolute":
-        raise UnsupportedModel(
-            f"position_embedding_type {config['position_embedding_type']!r} is not served: only 'absolute' is"
-        )
+        raise UnsupportedModel(f"position_embedding_type {config['position_embedding_type']!r} is not served: only 'absolute' is")
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise UnsupportedModel("config.json describes a decoder: only encoders are served")
     activation = config.get("hidden_act", "gelu")
@@ -188,9 +186,7 @@ def _poolings(config: dict[str, Any]) -> tuple[str, ...]:
         flags = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens", "mean_sqrt_len": "mean_sqrt_len_tokens"}
         names = tuple(pooling for pooling in POOLINGS if config.get(f"pooling_mode_{flags[pooling]}"))
         unknown = [
-            k
-            for k, v in config.items()
-            if k.startswith("pooling_mode_") and v and k.removeprefix("pooling_mode_") not in flags.values()
+            k for k, v in config.items() if k.startswith("pooling_mode_") and v and k.removeprefix("pooling_mode_") not in flags.values()
         ]
     if unknown or not names:
         raise UnsupportedModel(f"pooling {unknown or 'none'} is not served: known are {', '.join(POOLINGS)}")

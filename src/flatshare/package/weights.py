@@ -78,9 +78,7 @@ class WeightsFile:
         elif entry.dtype in FLOATS:
             values = raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]).astype("<f4")
         else:
-            raise BadPackage(
-                f"tensor '{entry.name}' in {self._name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64"
-            )
+            raise BadPackage(f"tensor '{entry.name}' in {self._name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")
         return values.reshape(entry.shape)
 
 

@@ -63,9 +63,7 @@ def decide(view: MemoryView, need: Need) -> Admission:
     # A victim may hold what the newcomer shares: then it comes free, and the newcomer brings it back. Count those as needed.
     holders = {tensor: count + (tensor in need.tensors) for tensor, count in view.holders.items()}
     victims = evict.choose(view.residents, holders, shortage)
-    lack = (
-        f"lacked {format_size(max(0, shortage.mapped_bytes))} mapped, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
-    )
+    lack = f"lacked {format_size(max(0, shortage.mapped_bytes))} mapped, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
     if victims is None:
         return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use")
     return Admission(Verdict.EVICT_FIRST, victims, lack)

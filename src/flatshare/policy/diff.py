@@ -162,9 +162,7 @@ def plan(desired: tuple[DesiredEndpoint, ...], observed: Observed, *, now_s: flo
     missing = {slot: want.count - len(_running(observed, slot)) for slot, want in wanted.items()}
     retry_at_s = {trouble.slot: trouble.retry_at_s for trouble in observed.troubles}
     delayed = {slot for slot, count in missing.items() if count > 0 and retry_at_s.get(slot, now_s) > now_s}
-    starts = tuple(
-        Start(slot, wanted[slot].revision) for slot, count in missing.items() for _ in range(count) if slot not in delayed
-    )
+    starts = tuple(Start(slot, wanted[slot].revision) for slot, count in missing.items() for _ in range(count) if slot not in delayed)
     return Plan(
         routes=_routes(after, observed, excluded=frozenset(stops)),
         marks=marks,
@@ -201,9 +199,7 @@ def wanted_counts(endpoint: DesiredEndpoint) -> Mapping[Slot, int]:
     return counts
 
 
-def trouble_after(
-    before: Trouble | None, *, slot: Slot, revision: int, lived_s: float, now_s: float, start_failure: str | None
-) -> Trouble:
+def trouble_after(before: Trouble | None, *, slot: Slot, revision: int, lived_s: float, now_s: float, start_failure: str | None) -> Trouble:
     """The slot's record after an instance ended unasked."""
     in_a_row = 0 if before is None or lived_s >= _STABLE_AFTER_S else before.failures
     return Trouble(slot, in_a_row + 1, now_s, revision, start_failure)
@@ -219,13 +215,7 @@ def _mark(endpoint: DesiredEndpoint, observed: Observed) -> Mark | None:
         aim = endpoint.target or endpoint.active
         assert aim is not None, f"{endpoint.name} is {endpoint.status} towards nothing. This is a bug."
         reason = _start_failure(endpoint, aim, observed) or ""
-        verdict = (
-            Verdict.SETTLED
-            if _is_ready(endpoint, aim, observed)
-            else _verdict_on_failure(endpoint, observed)
-            if reason
-            else None
-        )
+        verdict = Verdict.SETTLED if _is_ready(endpoint, aim, observed) else _verdict_on_failure(endpoint, observed) if reason else None
     return Mark(endpoint.name, endpoint.revision, verdict, reason) if verdict else None
 
 
@@ -244,9 +234,7 @@ def _start_failure(endpoint: DesiredEndpoint, aim: Deployment, observed: Observe
     failures = (
         trouble.start_failure
         for trouble in observed.troubles
-        if trouble.slot.endpoint == endpoint.name
-        and trouble.slot.deployment == aim.id
-        and trouble.revision == endpoint.revision
+        if trouble.slot.endpoint == endpoint.name and trouble.slot.deployment == aim.id and trouble.revision == endpoint.revision
     )
     return next((failure for failure in failures if failure), None)
 
@@ -269,9 +257,7 @@ def _stops(wanted: Mapping[Slot, _Wanted], observed: Observed) -> tuple[Instance
     """All that run beyond the wanted count; those not ready yet first, then the youngest."""
     stops: list[InstanceId] = []
     for slot in dict.fromkeys(instance.slot for instance in observed.instances):
-        running = sorted(
-            _running(observed, slot), key=lambda instance: instance.phase is not Phase.READY
-        )  # stable: oldest first
+        running = sorted(_running(observed, slot), key=lambda instance: instance.phase is not Phase.READY)  # stable: oldest first
         keep = wanted[slot].count if slot in wanted else 0
         stops += [instance.id for instance in running[keep:]]
     return tuple(stops)

@@ -30,9 +30,7 @@ class Shortage:
         return self.anonymous_bytes <= 0 and self.mapped_bytes <= 0
 
 
-def choose(
-    residents: Iterable[Resident], holders: Mapping[TensorDigest, int], shortage: Shortage
-) -> tuple[ModelKey, ...] | None:
+def choose(residents: Iterable[Resident], holders: Mapping[TensorDigest, int], shortage: Shortage) -> tuple[ModelKey, ...] | None:
     """A whole set of victims that ends the shortage, or None if all idle models together would not.
 
     `holders` counts how many residents use each tensor: a tensor comes free with its last holder, which may be a later victim.

@@ -11,9 +11,7 @@ from hashlib import blake2b
 from flatshare.core.ids import InstanceId, ModelKey
 
 SPILL = 1.5
-_ALWAYS_FREE = (
-    4  # an instance with fewer requests in flight is never passed over: a queue this short costs less than a cold start
-)
+_ALWAYS_FREE = 4  # an instance with fewer requests in flight is never passed over: a queue this short costs less than a cold start
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,9 +89,7 @@ def safe_path(name: str) -> str:
     except UnicodeEncodeError:
         raise UnsafeArchive(f"The name {name!a} is not UTF-8: rename the file.") from None
     if name.startswith("/") or ".." in parts or "\\" in name or (parts and parts[0][1:2] == ":"):
-        raise UnsafeArchive(
-            f"The path {_shown(name)} leads out of its folder: pack the files by paths relative to the model's folder."
-        )
+        raise UnsafeArchive(f"The path {_shown(name)} leads out of its folder: pack the files by paths relative to the model's folder.")
     if any(character < " " or character == "\x7f" for character in name):
         raise UnsafeArchive(f"The path {_shown(name)} holds control characters: rename the file.")
     if max(lengths, default=0) > _NAME_BYTES or sum(lengths) + len(parts) > _PATH_BYTES:
@@ -146,9 +144,7 @@ class _Stream:
         try:
             data = self._raw.read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-            raise BadPackage(
-                f"The archive is damaged or not of the kind that its name says ({error}). Pack it again."
-            ) from error
+            raise BadPackage(f"The archive is damaged or not of the kind that its name says ({error}). Pack it again.") from error
         self._read_bytes += len(data)
         self.expect(0)
         self._check_ratio()
@@ -176,11 +172,7 @@ class _Tree:
 
     def add(self, member: _Member, stream: _Stream) -> None:
         """Write the member, its content taken from the stream."""
-        if (
-            member.path in self._files
-            or member.path in self._named_folders
-            or (member.path in self._folders and not member.is_folder)
-        ):
+        if member.path in self._files or member.path in self._named_folders or (member.path in self._folders and not member.is_folder):
             raise UnsafeArchive(f"The archive holds {_shown(member.path)} twice: pack it again with one file for each path.")
         if not member.is_folder:
             self._add_folder(member.path.rpartition("/")[0])
@@ -214,9 +206,7 @@ class _Tree:
 
     def _check_count(self) -> None:
         if len(self._files) + len(self._folders) - 1 > self._limits.max_files:
-            raise UnsafeArchive(
-                f"The archive holds more than {self._limits.max_files} files and folders, the limit for one model."
-            )
+            raise UnsafeArchive(f"The archive holds more than {self._limits.max_files} files and folders, the limit for one model.")
 
 
 def _members(stream: _Stream) -> Iterator[_Member]:
@@ -248,9 +238,7 @@ def _next_header(stream: _Stream) -> tarfile.TarInfo | None:
 def _extended(extension: _Extension, header: tarfile.TarInfo, stream: _Stream) -> _Extension:
     """What is known of the next member, after one more header that speaks about it."""
     if header.size > _EXTENSION_BYTES or extension.headers >= _EXTENSIONS_PER_MEMBER:
-        raise UnsafeArchive(
-            "The archive has extended headers larger or more than any honest one: pack it again with plain tar."
-        )
+        raise UnsafeArchive("The archive has extended headers larger or more than any honest one: pack it again with plain tar.")
     payload = stream.read(header.size)
     stream.read(-header.size % _BLOCK_BYTES)
     extension = replace(extension, headers=extension.headers + 1)
@@ -295,9 +283,7 @@ def _pax_records(payload: bytes) -> dict[str, str]:
 def _member(header: tarfile.TarInfo, extension: _Extension) -> _Member:
     name = header.name if extension.path is None else extension.path
     if header.type not in {tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE}:
-        raise UnsafeArchive(
-            f"The archive holds {_shown(name)}, a link, a device or of another kind: pack only files and folders."
-        )
+        raise UnsafeArchive(f"The archive holds {_shown(name)}, a link, a device or of another kind: pack only files and folders.")
     is_folder = header.type == tarfile.DIRTYPE
     path = safe_path(name)
     if not path and not is_folder:

@@ -153,9 +153,7 @@ class Catalog:
         return DiskUsage(models, total, distinct, packs[0] if packs else 0, (packs[1] if packs else 0) or 0, blobs)
 
     def disk_bytes(self) -> int:
-        return self._count(
-            "SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM packs) + (SELECT COALESCE(SUM(size_bytes), 0) FROM blobs)"
-        )
+        return self._count("SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM packs) + (SELECT COALESCE(SUM(size_bytes), 0) FROM blobs)")
 
     def pack_sizes(self) -> dict[str, int]:
         return dict(self._connection().execute("SELECT id, size_bytes FROM packs"))
@@ -183,9 +181,7 @@ class Catalog:
         if connection is None:
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(
-                "PRAGMA synchronous = NORMAL"
-            )  # a power cut may lose the last imports, never the order of things
+            connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last imports, never the order of things
             connection.execute("PRAGMA foreign_keys = ON")
             self._local.connection = connection
         return connection
@@ -199,9 +195,7 @@ def insert_pack(sql: sqlite3.Connection, pack: str, size_bytes: int, tensors: It
 
 
 def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float) -> None:
-    sql.execute(
-        "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, orjson.dumps(asdict(manifest)), now_s, now_s)
-    )
+    sql.execute("INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, orjson.dumps(asdict(manifest)), now_s, now_s))
     rows = [(manifest.digest, tensor) for tensor in manifest.distinct_tensors]
     sql.executemany("INSERT OR IGNORE INTO model_tensors VALUES (?, ?)", rows)
 

@@ -24,18 +24,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 class PackMap:
     """One pack file in memory."""
 
-    def __init__(self, path: Path) -> None:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.size_bytes = os.fstat(file).st_size
-            address = _libc.mmap(None, self.size_bytes, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
-        finally:
-            os.close(file)
-        if address == _MAP_FAILED:
-            code = ctypes.get_errno()
-            raise OSError(code, f"cannot map {path}: {os.strerror(code)}")
-        region = (ctypes.c_char * self.size_bytes).from_address(address)
-        weakref.finalize(region, _libc.munmap, address, self.size_bytes)
+    def __init__(self, region: "ctypes.Array[ctypes.c_char]") -> None:
         self._bytes = np.frombuffer(region, np.uint8)
         self._bytes.flags.writeable = False
 
@@ -48,15 +37,32 @@ class MapPool:
     """The packs that are mapped now, shared by all models of the process. Safe from several threads."""
 
     def __init__(self) -> None:
-        self._maps: weakref.WeakValueDictionary[Path, PackMap] = weakref.WeakValueDictionary()
+        self._regions: weakref.WeakValueDictionary[Path, ctypes.Array[ctypes.c_char]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._maps)
+        return len(self._regions)
 
     def get(self, path: Path) -> PackMap:
+        """The pack, mapped now or before. Raises FileNotFoundError if it is gone."""
         with self._lock:
-            pack = self._maps.get(path)
-            if pack is None:
-                pack = self._maps[path] = PackMap(path)
-            return pack
+            region = self._regions.get(path)
+            if region is None:
+                region = self._regions[path] = _map(path)
+            return PackMap(region)
+
+
+def _map(path: Path) -> "ctypes.Array[ctypes.c_char]":
+    """The file's bytes. Views keep the region alive; when the last is gone, it is unmapped."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(file).st_size
+        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
+    finally:
+        os.close(file)
+    if address == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, f"cannot map {path}: {os.strerror(code)}")
+    region = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(region, _libc.munmap, address, size)
+    return region

@@ -72,9 +72,7 @@ def probe(uri: ArtifactUri, *, root: str, limits: StoreLimits = _DEFAULT_LIMITS)
         raise _missing(uri)
     kind = "directory" if files[0].relative_path else archive.archive_kind(location.path)
     if kind is None:
-        raise BadPackage(
-            f"'{uri}' is neither a folder nor an archive: name it {', '.join(archive.ARCHIVE_SUFFIXES)} if it is one."
-        )
+        raise BadPackage(f"'{uri}' is neither a folder nor an archive: name it {', '.join(archive.ARCHIVE_SUFFIXES)} if it is one.")
     return Artifact(uri, kind, _version(files), files, sum(file.size_bytes for file in files))
 
 
@@ -139,9 +137,7 @@ def _check_prefix(location: _Location, root: _Location) -> None:
 
 
 def _outside(uri: str) -> UnknownTarget:
-    return UnknownTarget(
-        f"'{uri}' lies outside of the endpoint's prefix: name a path below it, and let no link lead out of it."
-    )
+    return UnknownTarget(f"'{uri}' lies outside of the endpoint's prefix: name a path below it, and let no link lead out of it.")
 
 
 def _denied(uri: str) -> UnknownTarget:
@@ -251,9 +247,7 @@ def _open_store(location: _Location) -> ObjectStoreMethods:
     try:
         return _store(location.bucket, environment)
     except (BaseError, ValueError) as error:
-        raise UnknownTarget(
-            f"The store of '{location.uri}' cannot be used ({_reason(error)}): check its credentials."
-        ) from error
+        raise UnknownTarget(f"The store of '{location.uri}' cannot be used ({_reason(error)}): check its credentials.") from error
 
 
 @lru_cache(maxsize=64)

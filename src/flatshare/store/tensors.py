@@ -185,9 +185,7 @@ class TensorStore:
         with self.pack_path(pack).open("rb") as file:
             for digest, place, size, shape in tensors:
                 file.seek(place.offset)
-                writer.append(
-                    TensorSpec("", digest, tuple(int(n) for n in shape.strip("[]").split(",") if n), size), file.read(size)
-                )
+                writer.append(TensorSpec("", digest, tuple(int(n) for n in shape.strip("[]").split(",") if n), size), file.read(size))
         fresh, fresh_bytes, moved = writer.finish_pack()
         with self.catalog.transaction() as sql:
             sql.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (fresh, fresh_bytes))

@@ -26,12 +26,8 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "flatshare_requests", "InvokeEndpoint calls answered", ["endpoint", "status"], registry=self.registry
-        )
-        self._seconds = Histogram(
-            "flatshare_request_seconds", "Time to the answer", ["endpoint"], buckets=_SECONDS, registry=self.registry
-        )
+        self._requests = Counter("flatshare_requests", "InvokeEndpoint calls answered", ["endpoint", "status"], registry=self.registry)
+        self._seconds = Histogram("flatshare_request_seconds", "Time to the answer", ["endpoint"], buckets=_SECONDS, registry=self.registry)
         self._cold = Histogram(
             "flatshare_cold_start_seconds",
             "Time that cold requests waited for a load",
@@ -43,9 +39,7 @@ class GatewayMetrics:
         labels = ["endpoint", "instance"]
         self._models = Gauge("flatshare_models_resident", "Models in memory", labels, registry=self.registry)
         self._anonymous = Gauge("flatshare_anonymous_bytes", "Private memory of the instance", labels, registry=self.registry)
-        self._mapped = Gauge(
-            "flatshare_mapped_bytes", "Distinct weight bytes of the resident models", labels, registry=self.registry
-        )
+        self._mapped = Gauge("flatshare_mapped_bytes", "Distinct weight bytes of the resident models", labels, registry=self.registry)
         self._limit = Gauge("flatshare_memory_limit_bytes", "Memory budget of the instance", labels, registry=self.registry)
         self._decisions = Gauge(
             "flatshare_cache_decisions",

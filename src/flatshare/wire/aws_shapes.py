@@ -73,9 +73,7 @@ class Reader:
 
     def _check(self, shape: Shape, value: Any, path: str, pattern: str | None) -> None:
         for constraint in _broken_constraints(shape, value, pattern, self._dialect.enum_prefixes.get(shape.name)):
-            self.problems.append(
-                f"Value '{_as_text(value)}' at '{path}' failed to satisfy constraint: Member must {constraint}"
-            )
+            self.problems.append(f"Value '{_as_text(value)}' at '{path}' failed to satisfy constraint: Member must {constraint}")
 
 
 def render(shape: Shape, value: Any) -> Any:

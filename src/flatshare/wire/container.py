@@ -35,9 +35,7 @@ def parse_load(body: bytes) -> LoadRequest:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadInput(f"the body is not valid JSON: {error}") from error
-    if not isinstance(fields, dict) or not all(
-        isinstance(fields.get(name), str) and fields[name] for name in ("model_name", "url")
-    ):
+    if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) and fields[name] for name in ("model_name", "url")):
         raise BadInput('the body must be {"model_name": …, "url": …}')
     uri = fields["url"] if "://" in fields["url"] else f"file://{fields['url']}"
     return LoadRequest(ModelKey(fields["model_name"]), ModelSource(uri, str(fields.get("root", uri))))

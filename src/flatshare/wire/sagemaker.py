@@ -59,9 +59,7 @@ def artifact_uri(prefix: str, target: TargetModel) -> ArtifactUri:
 
 
 def missing_target() -> BadInput:
-    return BadInput(
-        f"Request {uuid4()} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix."
-    )
+    return BadInput(f"Request {uuid4()} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix.")
 
 
 def error_reply(error: FlatshareError, request_id: str) -> Reply:
@@ -110,9 +108,7 @@ def _checked_target(target: str) -> TargetModel:
     if not _TARGET.fullmatch(target):
         raise BadInput("TargetModel must have 1 to 1024 printable characters and not begin with a space")
     if "://" in target or "\\" in target or any(part in {".", ".."} for part in target.split("/")) or not target.strip("/"):
-        raise UnknownTarget(
-            f"TargetModel '{target}' must be a plain path below the endpoint's prefix, without '..' and without a scheme"
-        )
+        raise UnknownTarget(f"TargetModel '{target}' must be a plain path below the endpoint's prefix, without '..' and without a scheme")
     return TargetModel(target)
 
 

@@ -23,9 +23,7 @@ def stand_in(behaviour: str) -> tuple[str, ...]:
 
 @asynccontextmanager
 async def local_driver(folder: Path, behaviour: str = "good", *, start_timeout_s: float = 10.0) -> AsyncIterator[LocalDriver]:
-    settings = FleetSettings(
-        store_dir=folder / "store", log_dir=folder / "log", start_timeout_s=start_timeout_s, stop_timeout_s=0.2
-    )
+    settings = FleetSettings(store_dir=folder / "store", log_dir=folder / "log", start_timeout_s=start_timeout_s, stop_timeout_s=0.2)
     driver = LocalDriver(settings, command=stand_in(behaviour))
     try:
         yield driver

@@ -18,9 +18,7 @@ NAMES = ["e", "f", "g"]
 
 async def attempt(control: Control, operation: str, **params: object) -> None:
     """A call that may be refused, but not fail."""
-    reply = await control.handle(
-        Request("POST", "/", {b"x-amz-target": f"SageMaker.{operation}".encode()}, orjson.dumps(params))
-    )
+    reply = await control.handle(Request("POST", "/", {b"x-amz-target": f"SageMaker.{operation}".encode()}, orjson.dumps(params)))
     assert reply.status in {200, 400}, reply.body
 
 
@@ -33,9 +31,7 @@ async def disturb(house: House, dice: random.Random) -> None:
         case 2:
             await attempt(house.control, "UpdateEndpoint", EndpointName=name, EndpointConfigName=config)
         case 3:
-            await attempt(
-                house.control, "UpdateEndpointWeightsAndCapacities", EndpointName=name, DesiredWeightsAndCapacities=change
-            )
+            await attempt(house.control, "UpdateEndpointWeightsAndCapacities", EndpointName=name, DesiredWeightsAndCapacities=change)
         case 4:
             await attempt(house.control, "DeleteEndpoint", EndpointName=name)
         case 5:

@@ -189,9 +189,7 @@ async def test_a_stop_that_fails_is_tried_again() -> None:
         assert house.driver.instances == {}
 
 
-async def test_a_database_that_is_away_for_a_moment_does_not_end_the_loop(
-    serving: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_database_that_is_away_for_a_moment_does_not_end_the_loop(serving: House, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = []
 
     def fail(*_: object) -> tuple[()]:

@@ -87,9 +87,7 @@ class LocalDriver:
         body = orjson.dumps({"memory_bytes": memory_bytes})
         reply = await local.client.request("PUT", "/flatshare/memory", body=body, timeout_s=_SET_MEMORY_TIMEOUT_S)
         if reply.status != 200:
-            raise InstanceGone(
-                f"the instance {instance_id} refused its new share of memory: {reply.body.decode(errors='replace')}"
-            )
+            raise InstanceGone(f"the instance {instance_id} refused its new share of memory: {reply.body.decode(errors='replace')}")
 
     async def exited(self, instance_id: InstanceId) -> None:
         if instance_id in self._instances:
@@ -115,10 +113,10 @@ class LocalDriver:
         arguments = ("--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes))
         with self._log_path(spec.id).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *self._command, *arguments, "--id", spec.id, "--name", spec.name,
+                *self._command, *arguments, "--id", spec.id, "--name", spec.name, "--follow-stdin",
                 stdin=PIPE, stdout=log, stderr=STDOUT,
                 env=os.environ | _ENVIRONMENT,
-                process_group=0,  # Ctrl-C in our terminal is ours: we drain first, then tell them
+                start_new_session=True,  # Ctrl-C in our terminal is ours: we drain first, then tell them
             )  # fmt: skip
         return _Local(process, InstanceClient(str(socket_path)), socket_path)
 

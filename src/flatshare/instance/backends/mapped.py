@@ -29,9 +29,7 @@ _OWN_BASE_BYTES = 40_000  # of one model's Python and C++ objects: measured, see
 _OWN_BYTES_PER_TENSOR = 1_500
 _SESSION_BYTES = 2_500_000
 _TOKENIZER_BYTES = 7_000_000
-TOKENS_PER_RUN = (
-    512  # texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text
-)
+TOKENS_PER_RUN = 512  # texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text
 _OUTPUT = "embedding"
 
 

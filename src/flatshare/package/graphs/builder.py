@@ -41,9 +41,7 @@ class GraphBuilder:
         self._constants[name] = numpy_helper.from_array(np.array(value, np.float32), name)
         return name
 
-    def node(
-        self, op: str, inputs: list[str], output: str, *, domain: str = "", unused: tuple[str, ...] = (), **attributes: object
-    ) -> str:
+    def node(self, op: str, inputs: list[str], output: str, *, domain: str = "", unused: tuple[str, ...] = (), **attributes: object) -> str:
         """`unused` names further outputs that the operator insists on."""
         self._nodes.append(helper.make_node(op, inputs, [output, *unused], domain=domain, **attributes))
         return output
