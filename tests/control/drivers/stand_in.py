@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("behaviour", choices=["good", "crashing", "mute", "deaf"])
     for option in ("--socket", "--store", "--memory", "--id", "--name"):
         parser.add_argument(option, required=True)
+    parser.add_argument("--follow-stdin", action="store_true")
     options = parser.parse_args()
     print("I am", options.name, "with", options.memory, "bytes;", os.environ["MALLOC_ARENA_MAX"], "arenas", flush=True)
     if options.behaviour == "crashing":
