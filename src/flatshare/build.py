@@ -1,7 +1,6 @@
 """The only file that knows everybody: settings become objects, and objects one running server."""
 
-import asyncio
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +12,12 @@ from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
-from flatshare.serving.server import HandlerServer
+from flatshare.serving.connection import Bounds
+from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 
 log = get_logger("server")
-_KEEP_ALIVE_S = 75  # longer than any hold, so that the server never hangs up on a client that is about to call
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +39,10 @@ def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, reg
     )
 
 
-async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = None) -> None:
+async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:
     """Run gateway and control plane until a signal; then answer what is under way and stop the instances.
 
-    `ready` is given the port once the server listens (useful with port 0).
+    `on_ready` is called with the port once the server listens.
     """
     routes = RouteTable(settings.control.account)
     metrics = GatewayMetrics()
@@ -51,28 +50,15 @@ async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = 
     invoker = Invoker(settings.gateway, routes, metrics, region=settings.control.region, account=settings.control.account)
     door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics)
     gateway = settings.gateway
-    server = HandlerServer(
-        door.handle,
-        host=gateway.host,
-        port=gateway.port,
-        max_body_bytes=gateway.max_body_bytes,
-        drain_s=gateway.drain_s,
-        keep_alive_s=_KEEP_ALIVE_S,
-    )
+    server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
+    stop_on_signals(server.stop)
     await control.start()
-    announcement = asyncio.get_running_loop().create_task(_announce(server, ready))
     try:
-        await server.serve()
+        port = await server.listen_on_port(gateway.host, gateway.port)
+        log.info("server_listens", host=gateway.host, port=port)
+        settle_memory()
+        on_ready(port)
+        await server.run()
     finally:
-        announcement.cancel()
-        with suppress(asyncio.CancelledError):
-            await announcement
         await control.close()
         routes.close()
-
-
-async def _announce(server: HandlerServer, ready: "asyncio.Future[int] | None") -> None:
-    port = await server.port()
-    log.info("server_listens", port=port)
-    if ready is not None:
-        ready.set_result(port)

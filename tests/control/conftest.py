@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import boto3
 import pytest
-import uvicorn
 from botocore.config import Config
 
 from flatshare.control.drivers.fake import FakeDriver
@@ -19,7 +18,8 @@ from flatshare.core.clock import ManualClock, SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings
 from flatshare.core.state import Routes
 from flatshare.policy.diff import Status
-from flatshare.serving.asgi import asgi
+from flatshare.serving.connection import Bounds
+from flatshare.serving.server import HandlerServer
 
 T = TypeVar("T")
 MEMORY_BYTES = 1_200_000
@@ -109,16 +109,13 @@ def running_server(database_url: str = "sqlite://", *, max_instances: int = 16) 
 
     async def main() -> None:
         async with running_house(database_url, max_instances=max_instances) as house:
-            app = asgi(house.control.handle, max_body_bytes=1 << 20)
-            server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
-            serving = asyncio.create_task(server._serve())  # serve() would take the signals of the main thread
-            while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
-                await asyncio.sleep(0.005)
-            port = server.servers[0].sockets[0].getsockname()[1]
+            server = HandlerServer(house.control.handle, Bounds(max_body_bytes=1 << 20), drain_s=5.0)
+            port = await server.listen_on_port("127.0.0.1", 0)
+            serving = asyncio.create_task(server.run())
             started.append(Server(f"http://127.0.0.1:{port}", house, asyncio.get_running_loop()))
             is_up.set()
             await asyncio.to_thread(stop.wait)
-            server.should_exit = True
+            server.stop()
             await serving
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))

@@ -60,3 +60,13 @@ class BareEngine:
         for thread in threads:
             thread.join()
         return BareLoad(time.perf_counter() - started, time.process_time() - cpu)
+
+
+def only_model_mb(store_dir: Path) -> float:
+    """Resident memory in MB (10^6 bytes) of this process, once it has loaded one model and answered: a pod at its leanest."""
+    store = TensorStore(store_dir)
+    stored = store.stored(store.catalog.models()[0].manifest.digest)
+    assert stored is not None
+    MappedBackend(concurrent_runs=1).load(stored).run(TextCall(("a short question about my order",)))
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) * 1.024e-3

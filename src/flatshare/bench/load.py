@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -32,9 +33,9 @@ def one_caller(server: RunningServer, bare: BareEngine, tenants: list[Tenant], c
             body = orjson.dumps({"inputs": text})
             took = (
                 bare.run_s(tenant.target, text),
-                _timed(lambda: caller.invoke(tenant.target, body)),
-                _timed(lambda: server.invoke(tenant.target, text)),
-            )  # noqa: B023
+                _timed(partial(caller.invoke, tenant.target, body)),
+                _timed(partial(server.invoke, tenant.target, text)),
+            )
             if index >= 2 * len(tenants):  # the first rounds load the models and settle the caches
                 for seconds, value in zip(series, took, strict=True):
                     seconds.append(value)

@@ -14,7 +14,7 @@ def describe() -> dict[str, object]:
     """The machine and the versions that matter, for the head of every report."""
     models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     memory_kib = int(Path("/proc/meminfo").read_text().split("MemTotal:")[1].split()[0])
-    packages = {name: version(name) for name in ("flatshare", "onnxruntime", "numpy", "tokenizers", "boto3", "uvicorn")}
+    packages = {name: version(name) for name in ("flatshare", "onnxruntime", "numpy", "tokenizers", "boto3")}
     return {
         "cpu": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),

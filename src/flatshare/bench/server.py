@@ -5,9 +5,9 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httptools
 import orjson
@@ -41,6 +41,22 @@ class RunningServer:
     def cpu_seconds(self) -> float:
         return cpu_seconds(self.pids())
 
+    def deploy(self, prefix: Path) -> None:
+        """The calls that a SageMaker deployment makes, and the wait until the endpoint is in service."""
+        ensure_endpoint(self.sagemaker, EndpointPlan(ENDPOINT, f"file://{prefix}/"))
+        self.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+
+    def close(self) -> None:
+        """Let it drain; kill it if it does not."""
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def status(self) -> dict[str, Any]:
         """The one instance's status."""
         with urllib.request.urlopen(f"{self.url}/flatshare/status", timeout=10) as answer:  # noqa: S310  # our own server
@@ -64,35 +80,21 @@ class RunningServer:
 
 @contextmanager
 def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[RunningServer]:
-    """A server with one endpoint in service over the checkpoints below `prefix`."""
-    command = [
-        sys.executable,
-        "-m",
-        "flatshare",
-        "serve",
-        "--data",
-        str(data_dir),
-        "--port",
-        "0",
-        "--memory",
-        memory,
-        "--json",
-        "--log-level",
-        "warning",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout is not None
-            server = RunningServer(process, _first_json(process)["url"])
-            ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"file://{prefix}/"))
-            server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-            yield server
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=40)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end."""
+    server = start_server(data_dir, memory)
+    try:
+        server.deploy(prefix)
+        yield server
+    finally:
+        server.close()
+
+
+def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None) -> RunningServer:
+    """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
+    command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
+    with log_file.open("ab") if log_file is not None else nullcontext() as log:
+        process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+    return RunningServer(process, _first_json(process)["url"])
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
@@ -128,7 +130,7 @@ class PlainCaller:
         connection.connect(path)
         return cls(connection)
 
-    def __enter__(self) -> "PlainCaller":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

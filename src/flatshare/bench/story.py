@@ -2,10 +2,8 @@
 
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flatshare.bench import cold, load
 from flatshare.bench.bare import BareEngine
@@ -85,7 +83,7 @@ def import_all(server: RunningServer, catalogue: list[Tenant], begin: Steps) -> 
 
 
 def _mean_import_s(server: RunningServer) -> float:
-    took = [d["took_ms"] / 1e3 for d in server.status()["decisions"] if d["kind"] == "load"]
+    took = [float(d["took_ms"]) / 1e3 for d in server.status()["decisions"] if d["kind"] == "load"]
     return sum(took) / len(took)
 
 
@@ -167,9 +165,3 @@ def _put_cold(results: Results, name: str, starts: cold.ColdStarts) -> None:
     results.put(f"{name}_p99_ms", 1e3 * percentile(starts.seconds, 0.99), 1)
     results.put(f"{name}_samples", len(starts.seconds), 0)
     results.put(f"{name}_models", starts.distinct_models, 0)
-
-
-@contextmanager
-def no_progress() -> Any:
-    """Steps that nobody watches."""
-    yield lambda _name, _parts: lambda: None

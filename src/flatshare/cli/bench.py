@@ -1,5 +1,6 @@
 """`flatshare bench`: measure a real server, print tables, write JSON."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flatshare.cli.options import console, errors
+from flatshare.core.sizes import format_size
 
 
 @click.group(short_help="Measure a real server.")
@@ -35,6 +37,7 @@ def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
     on = machine.describe()
     console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
     with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 8_000_000_000)
         results = run(folder, QUICK if quick else Scale(), begin)
     if json_file is not None:
         json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
@@ -46,18 +49,33 @@ def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
 @click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(2, 500), help="Each has two target models.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
 def demo(keep: bool, tenant_count: int, work: Path | None) -> None:
-    """Many models behind one endpoint, called with boto3, every answer checked. This is what `make demo` runs."""
+    """Many models behind one endpoint, called with boto3, every answer checked. Needs 6 GB of disk for two minutes.
+
+    \b
+    Example:
+      flatshare bench demo --keep
+    """
     from flatshare.bench.demo import run
+    from flatshare.cli import demo as show
 
-    with _folder(work) as folder, steps() as begin:
-        report = run(folder, tenant_count, begin, on_kept=_say_what_to_try if keep else None)
-    if report is not None:
-        for table in report:
-            console.print(table)
+    console.print(show.introduction(2 * tenant_count))
+    with _folder(work, keep=keep) as folder:
+        _require_disk(folder, 2 * tenant_count * 125_000_000)
+        with steps() as begin:
+            done = run(folder, tenant_count, begin)
+        console.print(show.tables(done.report))
+        if keep:
+            click.echo(show.what_to_try(done))
+        else:
+            done.server.close()
 
 
-def _say_what_to_try(url: str, target: str) -> None:
-    raise NotImplementedError
+def _require_disk(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise click.ClickException(
+            f"{folder} has {format_size(free)} free, this needs {format_size(needed_bytes)}: choose another folder with --work"
+        )
 
 
 def _table(results: dict[str, float], targets: dict[str, float]) -> Table:
@@ -70,13 +88,14 @@ def _table(results: dict[str, float], targets: dict[str, float]) -> Table:
 
 
 @contextmanager
-def _folder(work: Path | None) -> Iterator[Path]:
-    if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
-        yield work.absolute()
+def _folder(work: Path | None, *, keep: bool = False) -> Iterator[Path]:
+    if work is not None or keep:
+        kept = work or Path(tempfile.mkdtemp(prefix="flatshare-"))
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="flatshare-bench-") as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="flatshare-bench-") as temporary:
+        yield Path(temporary)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """`flatshare serve`: everything on one port, until a signal."""
 
-import asyncio
 import ipaddress
 import os
 import sys
@@ -52,14 +51,7 @@ def serve(
     log.configure(json=json_logs, level=log_level)
     settings = build.settings_for(data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, region=region)
 
-    async def run() -> None:
-        ready = asyncio.get_running_loop().create_future()
-        ready.add_done_callback(
-            lambda done: None if done.cancelled() else _greet(host, done.result(), memory_bytes, data_dir, as_json=as_json)
-        )
-        await build.serve(settings, ready)
-
-    uvloop.run(run())
+    uvloop.run(build.serve(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json)))
 
 
 def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:

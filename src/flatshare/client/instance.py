@@ -28,17 +28,17 @@ class InstanceClient:
 
     async def request(self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0) -> Reply:
         """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`."""
-        head = _render_head(method, path, headers, len(body))
-        async with asyncio.timeout(timeout_s):
-            while True:
-                lent = await self._borrow()
-                with lent:
-                    try:
-                        return await lent.connection.exchange(head + body)
-                    except InstanceGone:
-                        # A kept-alive connection may have been closed while it lay idle: nothing of the request was read then.
-                        if not lent.is_reused or lent.connection.has_answer_begun:
-                            raise
+        message = _render_head(method, path, headers, len(body)) + body
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            lent = await self._borrow()
+            with lent:
+                try:
+                    return await lent.connection.exchange(message, deadline_s)
+                except InstanceGone:
+                    # A kept-alive connection may have been closed while it lay idle: nothing of the request was read then.
+                    if not lent.is_reused or lent.connection.has_answer_begun:
+                        raise
 
     def close(self) -> None:
         for connection in (*self._idle, *self._busy):
@@ -99,14 +99,19 @@ class _Connection(asyncio.Protocol):
     def is_idle(self) -> bool:
         return self._waiting is None
 
-    async def exchange(self, message: bytes) -> Reply:
+    async def exchange(self, message: bytes, deadline_s: float) -> Reply:
         assert self._transport is not None, "used before it was connected. This is a bug."
         assert self._waiting is None, "two exchanges on one connection. This is a bug."
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body, self.has_answer_begun = [], [], False
-        self._waiting = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiting = waiting = loop.create_future()
+        alarm = loop.call_at(deadline_s, self._expire)
         self._transport.write(message)
-        return await self._waiting
+        try:
+            return await waiting
+        finally:
+            alarm.cancel()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -142,6 +147,10 @@ class _Connection(asyncio.Protocol):
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.done():
             waiting.set_result(_as_reply(self._parser.get_status_code(), self._headers, b"".join(self._body)))
+
+    def _expire(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_exception(TimeoutError("the instance did not answer in time"))
 
     def _fail(self, sentence: str) -> None:
         waiting, self._waiting = self._waiting, None

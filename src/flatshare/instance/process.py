@@ -15,7 +15,8 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
-from flatshare.serving.server import HandlerServer
+from flatshare.serving.connection import Bounds
+from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import get_logger
@@ -36,13 +37,14 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
     cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s)
     app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
-    server = HandlerServer(
-        app.handle, socket_path=socket_path, max_body_bytes=MAX_BODY_BYTES, drain_s=settings.drain_s, keep_alive_s=_KEEP_ALIVE_S
-    )
+    server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
+    stop_on_signals(server.stop)
+    await server.listen_on_socket(socket_path)
     if follow_stdin:
         _stop_at_end_of_input(server)
     log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
-    await server.serve()
+    settle_memory()
+    await server.run()
     finder.close()
     workbench.close()
     threads.shutdown(wait=True, cancel_futures=True)

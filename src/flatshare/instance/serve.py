@@ -20,9 +20,9 @@ class Server:
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
         call = texts.parse(request.header("content-type"), request.body)
         async with self._cache.lease(key, source) as lease:
-            result, ran_s = await self._workbench.run(partial(lease.model.run, call.call))
-        body = texts.render(call, result, request.header(container.TARGET_MODEL, key), lease.digest)
-        return Reply(200, body, headers=_timings(lease, ran_s))
+            run = await self._workbench.run(partial(lease.model.run, call.call))
+        body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
+        return Reply(200, body, headers=_timings(lease, run.seconds))
 
 
 def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:

@@ -1,70 +1,104 @@
-"""uvicorn, set up as we want it, and stopped in order: stop accepting, finish what is under way, then return to the caller."""
+"""A handler behind a TCP port or a Unix socket, until it is told to stop.
+
+Stopping is five steps: accept no more, close idle connections, let requests under way be answered, wait for that no longer than the
+drain time, cut off what is left.
+"""
 
 import asyncio
+import gc
 import signal
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import uvicorn
-
-from flatshare.serving.asgi import asgi
+from flatshare.serving.connection import Bounds, Connection
+from flatshare.telemetry.log import get_logger
 from flatshare.wire.http import Handler
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+log = get_logger("http")
+_SWEEP_S = 1.0
+_BACKLOG = 1024
 
 
-class HandlerServer(uvicorn.Server):
-    """Serves one handler on a TCP port or a Unix socket until a signal or `stop`."""
+class HandlerServer:
+    """Serves one handler. Made, run and stopped on one event loop."""
 
-    def __init__(
-        self,
-        handler: Handler,
-        *,
-        max_body_bytes: int,
-        drain_s: float,
-        keep_alive_s: int,
-        host: str = "",
-        port: int = 0,
-        socket_path: str | None = None,
-    ) -> None:
-        super().__init__(
-            uvicorn.Config(
-                asgi(handler, max_body_bytes=max_body_bytes),
-                host=host,
-                port=port,
-                uds=socket_path,
-                loop="none",
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=keep_alive_s,
-                timeout_graceful_shutdown=int(drain_s),
-            )
-        )
+    def __init__(self, handler: Handler, bounds: Bounds, *, drain_s: float, max_connections: int = 4096) -> None:
+        self._handler = handler
+        self._bounds = bounds
+        self._drain_s = drain_s
+        self._max_connections = max_connections
+        self._connections: set[Connection] = set()
+        self._told_to_stop = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._listener: asyncio.Server | None = None
+
+    async def listen_on_port(self, host: str, port: int) -> int:
+        """Accept connections; the port that it became."""
+        self._listener = await asyncio.get_running_loop().create_server(self._connection, host, port, backlog=_BACKLOG)
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def listen_on_socket(self, path: str) -> None:
+        """Accept connections on a Unix socket; a stale one of an earlier process is replaced."""
+        self._listener = await asyncio.get_running_loop().create_unix_server(self._connection, path, backlog=_BACKLOG)
 
     def stop(self) -> None:
-        """Begin to drain."""
-        self.should_exit = True
+        """Begin to drain. May be called more than once."""
+        self._told_to_stop.set()
 
-    async def port(self) -> int:
-        """The port once it is open; uvicorn has no event for it."""
-        while not self.started:
-            await asyncio.sleep(0.01)
-        return int(self.servers[0].sockets[0].getsockname()[1])
+    async def run(self) -> None:
+        """Until `stop` was called and everybody who was being served has an answer."""
+        assert self._listener is not None, "run before it listens. This is a bug."
+        sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        await self._told_to_stop.wait()
+        await self._drain(self._listener)
+        sweeper.cancel()
 
-    @contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        """uvicorn's own version raises the signal again after draining, which would end the process before it has cleaned up."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+    # What connections call.
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+        if len(self._connections) > self._max_connections:
+            log.warning("too_many_connections", limit=self._max_connections)
+            connection.abort()
+
+    def closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        if not self._connections:
+            self._emptied.set()
+
+    def _connection(self) -> Connection:
+        return Connection(self._handler, self._bounds, self)
+
+    async def _drain(self, listener: asyncio.Server) -> None:
+        listener.close()
+        for connection in tuple(self._connections):
+            connection.close_when_idle()
         try:
-            yield
-        finally:
-            for number in _SIGNALS:
-                loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_IGN)  # a second one does not interrupt the cleaning up, which is bounded
+            async with asyncio.timeout(self._drain_s):
+                while self._connections:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            log.warning("drain_time_over", cut_off=len(self._connections))
+            for connection in tuple(self._connections):
+                connection.abort()
+
+    async def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            for connection in tuple(self._connections):
+                connection.enforce(loop.time())
+
+
+def stop_on_signals(stop: Callable[[], None]) -> None:
+    """SIGTERM and SIGINT ask to stop. They stay caught: what cleans up afterwards is bounded, and may not be interrupted."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def settle_memory() -> None:
+    """Once everything long-lived is there: take it out of the garbage collector's rounds, which would stop requests to walk it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)

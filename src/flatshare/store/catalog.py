@@ -183,6 +183,7 @@ class Catalog:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last imports, never the order of things
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA cache_size = -256")  # KiB; the page cache has the file anyway
             self._local.connection = connection
         return connection
 

@@ -35,6 +35,8 @@ class Reply:
     body: bytes = b""
     content_type: bytes = JSON
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    afterwards: Callable[[], None] | None = None
+    """Called once the answer is on its way: bookkeeping that the caller need not wait for."""
 
 
 Handler = Callable[[Request], Awaitable[Reply]]

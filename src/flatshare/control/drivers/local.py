@@ -23,7 +23,10 @@ from flatshare.core.settings import FleetSettings
 
 _COMMAND = (sys.executable, "-m", "flatshare", "instance")
 _ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "2",  # each further arena keeps what models have freed
+    # glibc: one heap, and no per-thread caches of freed chunks. 48 models served and unloaded left 13 MB pinned with the defaults
+    # (pages that hold one cached chunk each), 3 MB so; throughput is the same, since the engine has an arena of its own.
+    "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
     "TOKENIZERS_PARALLELISM": "false",  # one thread for each worker; pools of several threads collapse
     "OMP_NUM_THREADS": "1",
 }

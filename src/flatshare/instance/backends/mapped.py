@@ -5,6 +5,7 @@ nothing is copied, and a resident model costs about 0.15 MB of private memory (d
 """
 
 import ctypes
+import gc
 import os
 import queue
 import threading
@@ -61,6 +62,7 @@ class MappedBackend:
 
     def shrink(self) -> None:
         """Give unused arena chunks and freed heap back to the kernel (0.8 MB stay of the arena)."""
+        gc.collect()
         self._shrinker.run()
         _trim_heap()
 

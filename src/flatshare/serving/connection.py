@@ -1,0 +1,239 @@
+"""One client's connection: requests parsed by httptools, handed on one at a time, each answered before the next is read.
+
+Why not an ASGI server: every stage that a request passes is cold, since the engine has just streamed 40 MB of weights through the
+caches, and costs in proportion to the code that it touches (docs/decisions/0004-own-doors.md). And what a caller can make large or
+slow is bounded here: the size of headers and body, the time to send them, the time to read the answer.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol, cast
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from flatshare.telemetry.log import get_logger
+from flatshare.wire.http import TOO_LARGE, Handler, Reply, Request
+
+log = get_logger("http")
+_REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error", 503: b"Service Unavailable"}
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one caller may take."""
+
+    max_body_bytes: int
+    max_header_bytes: int = 65_536
+    receive_s: float = 30.0
+    """From a request's first byte to its last."""
+    send_s: float = 60.0
+    """For the caller to read an answer."""
+    idle_s: float = 75.0
+    """Between two requests of a kept-alive connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A request that is complete, and whether its sender wants the connection kept."""
+
+    request: Request
+    is_kept: bool
+
+
+class Registry(Protocol):
+    """Who must know of open connections."""
+
+    def opened(self, connection: "Connection") -> None: ...
+
+    def closed(self, connection: "Connection") -> None: ...
+
+
+class Connection(asyncio.Protocol):
+    """States: idle → receiving → handling → (sending) → idle. `since_s` is when the present one began."""
+
+    def __init__(self, handler: Handler, bounds: Bounds, registry: Registry) -> None:
+        self._handler = handler
+        self._bounds = bounds
+        self._registry = registry
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._arrived: deque[_Arrival] = deque()
+        self._handling: asyncio.Task[None] | None = None
+        self._is_writable = asyncio.Event()
+        self._is_writable.set()
+        self._closes_after_reply = False
+        self._is_receiving = False
+        self.since_s = self._loop.time()
+        self._begin()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._is_receiving or self._handling is not None
+
+    def close_when_idle(self) -> None:
+        """Answer what is under way, then close."""
+        self._closes_after_reply = True
+        if not self.is_busy and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def enforce(self, now_s: float) -> None:
+        """Hang up on a caller who takes too long to send, to read, or to come back."""
+        waited_s = now_s - self.since_s
+        if self._handling is not None:
+            if not self._is_writable.is_set() and waited_s > self._bounds.send_s:
+                self.abort()
+        elif self._is_receiving:
+            if waited_s > self._bounds.receive_s:
+                self._refuse(408, b"the request took too long to arrive")
+        elif waited_s > self._bounds.idle_s and self._transport is not None:
+            self._transport.close()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
+        self._registry.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A caller who goes away frees its place."""
+        self._registry.closed(self)
+        self._is_writable.set()
+        if self._handling is not None:
+            self._handling.cancel()
+
+    def pause_writing(self) -> None:
+        self._is_writable.clear()
+        self.since_s = self._loop.time()
+
+    def resume_writing(self) -> None:
+        self._is_writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, b"protocol upgrades are not served")
+        except httptools.HttpParserError as error:
+            self._refuse(400, b"not HTTP/1.1: " + str(error).encode())
+        if self._arrived and not self._transport.is_closing():
+            self._transport.pause_reading()  # a pipelined request waits its turn, and its sender with it
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        self._begin()
+        self._is_receiving = True
+        if self._handling is None:
+            self.since_s = self._loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        self._count_header_bytes(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._count_header_bytes(len(name) + len(value))
+        self._headers[name] = self._headers[name] + b"," + value if name in self._headers else value
+
+    def on_headers_complete(self) -> None:
+        self._headers.pop(TOO_LARGE, None)
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self._body_bytes <= self._bounds.max_body_bytes:
+            self._body.append(body)
+        elif self._body_bytes <= 4 * self._bounds.max_body_bytes:
+            self._body.clear()  # go on reading, so that the caller hears the answer, but keep nothing
+        else:
+            self._refuse(413, b"the body is far beyond the limit")
+
+    def on_message_complete(self) -> None:
+        if self._body_bytes > self._bounds.max_body_bytes:
+            self._headers[TOO_LARGE] = b"1"
+        self._is_receiving = False
+        self._arrived.append(_Arrival(self._request(), is_kept=self._parser.should_keep_alive()))
+        if self._handling is None:
+            self._handling = self._loop.create_task(self._answer_all())
+            self._handling.add_done_callback(self._settle)
+
+    # One request.
+
+    def _begin(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._body: list[bytes] = []
+        self._header_bytes = 0
+        self._body_bytes = 0
+
+    def _request(self) -> Request:
+        path, _, query = self._url.partition(b"?")
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        decoded = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("latin-1")
+        return Request(self._parser.get_method().decode(), decoded, self._headers, body, query)
+
+    async def _answer_all(self) -> None:
+        """Answer what has arrived, in order."""
+        while self._arrived:
+            arrival = self._arrived.popleft()
+            reply = await self._handler(arrival.request)
+            closes = self._closes_after_reply or not arrival.is_kept
+            self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
+            if reply.afterwards is not None:
+                reply.afterwards()
+            if not self._is_writable.is_set():
+                await self._is_writable.wait()
+            if closes and self._transport is not None:
+                self._transport.close()
+                return
+
+    def _settle(self, done: asyncio.Task[None]) -> None:
+        """Back to idle; a handler that failed to answer has a bug, and its caller must not wait for ever."""
+        self._handling = None
+        self.since_s = self._loop.time()
+        if self._transport is None or done.cancelled():
+            return
+        if done.exception() is not None:
+            log.error("handler_failed", exc_info=done.exception())
+            self._transport.abort()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _write(self, reply: Reply, *, is_head: bool, closes: bool) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        lines = [b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\n" % (reply.status, _REASONS.get(reply.status, b"-"), len(reply.body))]
+        if reply.body:
+            lines.append(b"content-type: %b\r\n" % reply.content_type)
+        lines += [b"%b: %b\r\n" % pair for pair in reply.headers]
+        lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")
+        if not is_head:
+            lines.append(reply.body)
+        self._transport.write(b"".join(lines))
+
+    def _refuse(self, status: int, reason: bytes) -> None:
+        """An answer below the level of any protocol, and the end of the connection."""
+        if self._handling is None:
+            self._write(Reply(status, reason + b"\n", b"text/plain"), is_head=False, closes=True)
+        if self._transport is not None:
+            self._transport.close()
+
+    def _count_header_bytes(self, count: int) -> None:
+        self._header_bytes += count
+        if self._header_bytes > self._bounds.max_header_bytes:
+            self._refuse(431, b"the headers are too large")
+            raise _HeadersTooLarge
+
+
+class _HeadersTooLarge(Exception):
+    """Ends the parsing; httptools passes it on as a parser error."""
