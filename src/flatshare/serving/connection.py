@@ -66,6 +66,7 @@ class Connection(asyncio.Protocol):
         self._is_writable.set()
         self._closes_after_reply = False
         self._is_receiving = False
+        self._is_paused = False
         self.since_s = self._loop.time()
         self._begin()
 
@@ -121,10 +122,11 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(400, b"protocol upgrades are not served")
+            self._closes_after_reply = True  # the upgrade is ignored, as a server may; the parser is of no more use
         except httptools.HttpParserError as error:
             self._refuse(400, b"not HTTP/1.1: " + str(error).encode())
-        if self._arrived and not self._transport.is_closing():
+        if self._arrived and not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
             self._transport.pause_reading()  # a pipelined request waits its turn, and its sender with it
 
     # What httptools calls.
@@ -162,10 +164,12 @@ class Connection(asyncio.Protocol):
         if self._body_bytes > self._bounds.max_body_bytes:
             self._headers[TOO_LARGE] = b"1"
         self._is_receiving = False
-        self._arrived.append(_Arrival(self._request(), is_kept=self._parser.should_keep_alive()))
-        if self._handling is None:
-            self._handling = self._loop.create_task(self._answer_all())
-            self._handling.add_done_callback(self._settle)
+        arrival = _Arrival(self._request(), is_kept=self._parser.should_keep_alive())
+        if self._handling is not None:
+            self._arrived.append(arrival)
+            return
+        self._handling = self._loop.create_task(self._answer(arrival))
+        self._handling.add_done_callback(self._settle)
 
     # One request.
 
@@ -182,10 +186,9 @@ class Connection(asyncio.Protocol):
         decoded = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("latin-1")
         return Request(self._parser.get_method().decode(), decoded, self._headers, body, query)
 
-    async def _answer_all(self) -> None:
-        """Answer what has arrived, in order."""
-        while self._arrived:
-            arrival = self._arrived.popleft()
+    async def _answer(self, arrival: _Arrival | None) -> None:
+        """Answer a request, and those that arrived meanwhile, in order."""
+        while arrival is not None:
             reply = await self._handler(arrival.request)
             closes = self._closes_after_reply or not arrival.is_kept
             self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
@@ -196,6 +199,7 @@ class Connection(asyncio.Protocol):
             if closes and self._transport is not None:
                 self._transport.close()
                 return
+            arrival = self._arrived.popleft() if self._arrived else None
 
     def _settle(self, done: asyncio.Task[None]) -> None:
         """Back to idle; a handler that failed to answer has a bug, and its caller must not wait for ever."""
@@ -206,7 +210,8 @@ class Connection(asyncio.Protocol):
         if done.exception() is not None:
             log.error("handler_failed", exc_info=done.exception())
             self._transport.abort()
-        elif not self._transport.is_closing():
+        elif self._is_paused and not self._transport.is_closing():
+            self._is_paused = False
             self._transport.resume_reading()
 
     def _write(self, reply: Reply, *, is_head: bool, closes: bool) -> None:
