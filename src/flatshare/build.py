@@ -14,6 +14,7 @@ from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
 from flatshare.serving.server import HandlerServer
+from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 
@@ -59,6 +60,7 @@ async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = 
         drain_s=gateway.drain_s,
         keep_alive_s=_KEEP_ALIVE_S,
     )
+    await asyncio.to_thread(_repair_store, settings.fleet.store_dir)
     await control.start()
     announcement = asyncio.get_running_loop().create_task(_announce(server, ready))
     try:
@@ -69,6 +71,13 @@ async def serve(settings: ServerSettings, ready: "asyncio.Future[int] | None" = 
             await announcement
         await control.close()
         routes.close()
+
+
+def _repair_store(folder: Path) -> None:
+    """Before any instance reads it: what an import that was killed has left goes, and models that lost their files are imported anew."""
+    report = TensorStore(folder).repair()
+    if report.removed_files or report.dropped_models:
+        log.warning("store_repaired", removed_files=len(report.removed_files), dropped_models=len(report.dropped_models))
 
 
 async def _announce(server: HandlerServer, ready: "asyncio.Future[int] | None") -> None:

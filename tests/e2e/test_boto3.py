@@ -198,7 +198,7 @@ def two_variants(server: RunningServer, checkpoints: Path, tmp_path_factory: pyt
         })  # fmt: skip
     sagemaker.create_endpoint_config(EndpointConfigName="variants", ProductionVariants=variants)
     sagemaker.create_endpoint(EndpointName="variants", EndpointConfigName="variants")
-    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName="variants", WaiterConfig={"Delay": 1})
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName="variants", WaiterConfig={"Delay": 0.1, "MaxAttempts": 300})
     yield Endpoint(server, "variants", folder)
     sagemaker.delete_endpoint(EndpointName="variants")
 

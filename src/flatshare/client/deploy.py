@@ -12,6 +12,7 @@ from flatshare.core.errors import BadInput
 
 ROLE = "arn:aws:iam::000000000000:role/flatshare"
 IMAGE = "flatshare/multi-model:latest"
+_PATIENCE = {"Delay": 0.1, "MaxAttempts": 1200}  # two minutes; a local endpoint is in service after half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
     }
     _create(sagemaker.create_endpoint_config, EndpointConfigName=plan.name, ProductionVariants=[variant])
     _create(sagemaker.create_endpoint, EndpointName=plan.name, EndpointConfigName=plan.name)
-    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig=_PATIENCE)
     return True
 
 
 def remove_endpoint(sagemaker: Any, name: str) -> None:
     """Delete endpoint, configuration and model of one name, and wait until the endpoint is gone. The artifacts stay."""
     sagemaker.delete_endpoint(EndpointName=name)
-    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig=_PATIENCE)
     sagemaker.delete_endpoint_config(EndpointConfigName=name)
     sagemaker.delete_model(ModelName=name)
 
