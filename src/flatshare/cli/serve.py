@@ -3,12 +3,14 @@
 import asyncio
 import ipaddress
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
-from flatshare.cli.options import SIZE, errors, json_option, print_json
+from flatshare.cli.options import SIZE, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
 from flatshare.core.sizes import format_size
 
@@ -67,7 +69,7 @@ def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: 
     if as_json:
         print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
         return
-    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {data_dir}")
+    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}")
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 
@@ -82,7 +84,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @click.command(short_help="Print the variables that point AWS clients here.")
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, envvar="FLATSHARE_URL", help="Address of the server.")
+@url_option
 @click.option("--shell", default="sh", show_default=True, type=click.Choice(["sh", "fish", "dotenv"]), help="Syntax to print.")
 @json_option
 def env(url: str, shell: str, as_json: bool) -> None:
@@ -99,4 +101,4 @@ def env(url: str, shell: str, as_json: bool) -> None:
         return
     form = {"sh": "export {}={}", "fish": "set -gx {} {}", "dotenv": "{}={}"}[shell]
     for name, value in variables.items():
-        click.echo(form.format(name, value))
+        click.echo(form.format(name, shlex.quote(value)))

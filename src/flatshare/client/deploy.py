@@ -68,12 +68,19 @@ def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
 
 
 def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
-    """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one."""
+    """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one.
+
+    Raises BadInput for a target that does not lie below the prefix, or would take the place of other models.
+    """
     if not prefix.startswith("file://"):
         raise BadInput(
             f"the endpoint's models lie at {prefix}: copy the artifact there with your store's own tools (aws s3 cp --recursive)"
         )
+    if not target or target.startswith("/") or any(part in {"", ".", ".."} for part in target.split("/")):
+        raise BadInput(f"target '{target}' must be a plain path below the endpoint's prefix, such as acme/query")
     place = Path(prefix.removeprefix("file://")) / target
+    if place.is_dir() and not (place / "config.json").exists():
+        raise BadInput(f"{place} is a folder of other models: choose another target")
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = place.with_name(f".{place.name}.{uuid4().hex}")
     if artifact.is_dir():
