@@ -42,7 +42,7 @@ def test_deploying_a_second_time_changes_nothing(at_server: Flatshare, folder: P
     assert "acme/query: answered in" in runs[1].said
     answers = [at_server("invoke", "shop", "acme/query", TEXT, "--json").json for _ in range(2)]
     assert answers[0] == answers[1]
-    assert [path for path in (folder / "acme").iterdir()] == [folder / "acme/query"]
+    assert list((folder / "acme").iterdir()) == [folder / "acme/query"]
 
 
 def test_a_broken_artifact_is_named_and_the_others_are_deployed(at_server: Flatshare, folder: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from flatshare.bench.reference import ReferenceEncoder
 
 HIDDEN, LAYERS, HEADS, INTERMEDIATE, POSITIONS = 32, 2, 4, 64, 64
 TEXT = "where is my parcel"
-_WORDS = "hello where is my parcel the order has not arrived yet please help i want to return it and get money back".split()
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(_WORDS))]
+_TEXT = "hello where is my parcel the order has not arrived yet please help i want to return it and get money back"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(_TEXT.split()))]
 
 Tensors = dict[str, NDArray[np.float32]]
 
@@ -49,7 +49,9 @@ def config(rows: int = 64) -> dict[str, object]:
 def random_tensors(seed: int, rows: int = 64) -> Tensors:
     """Large enough weights that two seeds never answer alike."""
     random = np.random.default_rng(seed)
-    shapes = {f"embeddings.{name}_embeddings.weight": (n, HIDDEN) for name, n in (("word", rows), ("position", POSITIONS), ("token_type", 2))}
+    shapes = {
+        f"embeddings.{name}_embeddings.weight": (n, HIDDEN) for name, n in (("word", rows), ("position", POSITIONS), ("token_type", 2))
+    }
     tensors = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()} | _norm("embeddings.LayerNorm")
     for layer in range(LAYERS):
         place = f"encoder.layer.{layer}"

@@ -52,8 +52,9 @@ class S3:
                 assert any("running on" in line for line in server.stderr), "nanio did not start"
                 reader = threading.Thread(target=server.stderr.read)  # so that it never waits for a reader of its log
                 reader.start()
-                keys = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "us-east-1"}
-                client: Any = boto3.client("s3", endpoint_url=self.url, **keys)  # type: ignore[call-overload]  # keywords by name
+                client: Any = boto3.client(
+                    "s3", endpoint_url=self.url, aws_access_key_id=KEY, aws_secret_access_key=SECRET, region_name="us-east-1"
+                )
                 yield client
                 client.close()
             finally:

@@ -35,7 +35,7 @@ def _a_healthy_model_answers_before_and_after(endpoint: Endpoint) -> Iterator[No
 
 # What is wrong with the call's address. The platform answers these itself: 400 ValidationError.
 
-ADDRESSES = {
+ADDRESSES: dict[str, tuple[dict[str, str | None], str]] = {
     "an unknown endpoint": ({"EndpointName": "nobody"}, "Endpoint nobody of account 000000000000 not found."),
     "an unknown target": ({"TargetModel": "tenant-0/nobody"}, "tenant-0/nobody"),
     "a target that is only a prefix of others' names": ({"TargetModel": "tenant-0/quer"}, "Nothing lies at"),
@@ -55,7 +55,7 @@ ADDRESSES = {
 @pytest.mark.parametrize("case", ADDRESSES)
 def test_an_address_that_leads_nowhere_is_a_validation_error(endpoint: Endpoint, case: str) -> None:
     members, sentence = ADDRESSES[case]
-    failure = endpoint.failure(**{"TargetModel": HEALTHY, **members})
+    failure = endpoint.failure(**({"TargetModel": HEALTHY} | members))
     assert (failure.code, failure.status) == ("ValidationError", 400)
     assert sentence in failure.message
 
@@ -86,7 +86,9 @@ def test_control_characters_in_a_header_are_refused(endpoint: Endpoint, name: by
 def _plain(endpoint: Endpoint, header: bytes, body: bytes = _GOOD, path: str = "") -> tuple[int, bytes]:
     """InvokeEndpoint byte by byte."""
     with PlainCaller.to_port(endpoint.server.port) as caller:
-        head = f"POST {path or f'/endpoints/{endpoint.name}/invocations'} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+        head = (
+            f"POST {path or f'/endpoints/{endpoint.name}/invocations'} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n".encode()
+        )
         return caller.exchange(head + header + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
 
 
@@ -256,6 +258,13 @@ def _out_of_vocabulary(checkpoint: Path) -> None:
     (checkpoint / "config.json").write_bytes(orjson.dumps(config(rows=8)))
 
 
+def _file(content: bytes) -> Callable[[Path], None]:
+    def make(place: Path) -> None:
+        place.write_bytes(content)
+
+    return make
+
+
 def _tar(*members: tarfile.TarInfo, content: bytes = b"hello") -> Callable[[Path], None]:
     def make(place: Path) -> None:
         with tarfile.open(place, "w") as tar:
@@ -293,11 +302,15 @@ BROKEN = {
     "a config that is a list": Broken(_in_checkpoint(lambda c: (c / "config.json").write_text("[]")), "config.json is not a JSON object"),
     "a negative size": Broken(_edited("config.json", hidden_size=-32), "hidden_size must be an integer"),
     "an enormous size": Broken(_edited("config.json", hidden_size=10**12), "hidden_size must be an integer"),
-    "weights of other sizes than the config's": Broken(_edited("config.json", intermediate_size=INTERMEDIATE * 2), "do not belong together"),
+    "weights of other sizes than the config's": Broken(
+        _edited("config.json", intermediate_size=INTERMEDIATE * 2), "do not belong together"
+    ),
     "more layers than there are weights": Broken(_edited("config.json", num_hidden_layers=3), "lacks the tensor 'encoder.layer.2"),
     "a tensor too few": Broken(_in_checkpoint(_without_a_tensor), "lacks the tensor 'encoder.layer.1.output.dense.weight'"),
     "a vocabulary beyond the embeddings": Broken(_in_checkpoint(_out_of_vocabulary), "tokenizer and weights do not belong together"),
-    "a tokenizer that is not one": Broken(_in_checkpoint(lambda c: (c / "tokenizer.json").write_text("{}")), "tokenizer.json cannot be used"),
+    "a tokenizer that is not one": Broken(
+        _in_checkpoint(lambda c: (c / "tokenizer.json").write_text("{}")), "tokenizer.json cannot be used"
+    ),
     "truncated weights": Broken(_in_checkpoint(_cut_short), "is truncated"),
     "overlapping offsets": Broken(_lying(_overlap), "overlaps its neighbour"),
     "offsets out of range": Broken(_lying(_beyond), "model.safetensors"),
@@ -312,11 +325,11 @@ BROKEN = {
     "a tar with a pipe": Broken(_tar(_member("config.json", tarfile.FIFOTYPE)), "a link, a device", ".tar"),
     "a tar without a checkpoint": Broken(_tar(_member("hello.txt")), "config.json is missing", ".tar"),
     "a gzip bomb": Broken(_bomb, "as only a bomb does", ".tar.gz"),
-    "garbage named .tar": Broken(lambda place: place.write_bytes(b"x" * 2000) and None, "damaged or not a tar", ".tar"),
-    "garbage named .tar.gz": Broken(lambda place: place.write_bytes(b"x" * 2000) and None, "damaged or not of the kind", ".tar.gz"),
-    "garbage named .tar.zst": Broken(lambda place: place.write_bytes(b"x" * 2000) and None, "damaged or not of the kind", ".tar.zst"),
-    "an empty .tar.zst": Broken(lambda place: place.write_bytes(b"") and None, "cut short", ".tar.zst"),
-    "a lone file": Broken(lambda place: place.write_bytes(b"hello") and None, "", ".bin"),
+    "garbage named .tar": Broken(_file(b"x" * 2000), "damaged or not a tar", ".tar"),
+    "garbage named .tar.gz": Broken(_file(b"x" * 2000), "damaged or not of the kind", ".tar.gz"),
+    "garbage named .tar.zst": Broken(_file(b"x" * 2000), "damaged or not of the kind", ".tar.zst"),
+    "an empty .tar.zst": Broken(_file(b""), "cut short", ".tar.zst"),
+    "a lone file": Broken(_file(b"hello"), "", ".bin"),
 }
 _NOT_THERE = {"an empty folder"}
 

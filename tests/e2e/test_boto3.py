@@ -51,12 +51,9 @@ json.dump(answers, sys.stdout)
 '''
 
 
-@pytest.mark.parametrize("slash", ["", "/"])
-def test_an_unmodified_deployment_script_gets_the_right_vector_from_every_model(
-    server: RunningServer, checkpoints: Path, slash: str
-) -> None:
+def test_an_unmodified_deployment_script_gets_the_right_vector_from_every_model(server: RunningServer, checkpoints: Path) -> None:
     targets = (*TENANTS, MINILM)
-    answers = _run_script(server, f"{checkpoints}{slash}", *targets)
+    answers = _run_script(server, str(checkpoints), *targets)
     assert set(answers) == set(targets)
     for target, vector in answers.items():
         require_vector(np.asarray(vector, np.float32), checkpoints / target)
@@ -79,9 +76,7 @@ def test_the_models_of_two_tenants_answer_differently(checkpoints: Path) -> None
 
 def test_v2_json_is_answered_in_v2_with_one_row_for_each_text(endpoint: Endpoint) -> None:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [2], "data": [TEXT, "hello"]}
-    answer = endpoint.send(
-        TargetModel=TENANTS[0], ContentType="application/json", Body=orjson.dumps({"id": "call-7", "inputs": [tensor]})
-    )
+    answer = endpoint.send(TargetModel=TENANTS[0], ContentType="application/json", Body=orjson.dumps({"id": "call-7", "inputs": [tensor]}))
     assert answer.body["id"] == "call-7"
     assert answer.body["model_name"] == TENANTS[0]
     assert answer.body["parameters"]["model_digest"] == answer.digest
@@ -156,7 +151,12 @@ def _plain(endpoint: Endpoint, path: str, target: str) -> tuple[int, bytes]:
 def test_custom_attributes_and_inference_id_are_accepted(endpoint: Endpoint) -> None:
     body = orjson.dumps({"inputs": TEXT})
     answer = endpoint.send(
-        TargetModel=TENANTS[0], ContentType="application/json", Accept="application/json", CustomAttributes="trace=1", InferenceId="x", Body=body
+        TargetModel=TENANTS[0],
+        ContentType="application/json",
+        Accept="application/json",
+        CustomAttributes="trace=1",
+        InferenceId="x",
+        Body=body,
     )
     require_vector(answer.vectors[0], endpoint.folder / TENANTS[0])
 
@@ -177,7 +177,11 @@ def test_each_retry_mode_of_boto3_gets_the_answer_and_the_error(endpoint: Endpoi
     assert reply["InvokedProductionVariant"] == "AllTraffic"
     assert reply["ContentType"] == "application/json"
     require_vector(as_vectors(orjson.loads(reply["Body"].read()))[0], endpoint.folder / TENANTS[3])
-    failure = failure_of(lambda: runtime.invoke_endpoint(EndpointName=endpoint.name, TargetModel="nobody", ContentType="application/json", Body=b'{"inputs": "hello"}'))
+    failure = failure_of(
+        lambda: runtime.invoke_endpoint(
+            EndpointName=endpoint.name, TargetModel="nobody", ContentType="application/json", Body=b'{"inputs": "hello"}'
+        )
+    )
     assert (failure.code, failure.status) == ("ValidationError", 400)
     assert failure.body["ResponseMetadata"]["RetryAttempts"] == 0
     runtime.close()
@@ -259,3 +263,14 @@ def test_a_model_that_would_not_fit_an_empty_instance_is_refused_with_its_size(c
     assert "122.1 MiB" in failure.body["OriginalMessage"]
     assert "raise --memory" in failure.body["OriginalMessage"]
     crowded.require_right("m0")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="instance: a text of megabytes is tokenised whole: 100 bytes of private memory per byte, which malloc keeps, "
+    "so that the admission policy sees the anonymous ledger overdrawn and no model is loaded any more",
+)
+def test_one_enormous_text_does_not_use_up_the_instances_memory(crowded: Endpoint) -> None:
+    crowded.invoke("m0", "hello " * 500_000)
+    [instance] = crowded.instances()
+    assert instance["balance"]["measured_anonymous"] < instance["balance"]["anonymous_limit"]

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httptools
 import orjson
@@ -128,7 +128,7 @@ class PlainCaller:
         connection.connect(path)
         return cls(connection)
 
-    def __enter__(self) -> "PlainCaller":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,8 @@
 """`flatshare serve`: everything on one port, until a signal."""
 
 import asyncio
+import errno
+import fcntl
 import ipaddress
 import os
 import shlex
@@ -52,6 +54,7 @@ def serve(
     from flatshare.telemetry import log
 
     log.configure(json=json_logs, level=log_level)
+    _lock(data_dir)
     settings = build.settings_for(data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, region=region)
 
     async def run() -> None:
@@ -61,7 +64,24 @@ def serve(
         )
         await build.serve(settings, ready)
 
-    uvloop.run(run())
+    try:
+        uvloop.run(run())
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise click.ClickException(f"port {port} of {host} is in use: choose another with --port, or 0 for a free one") from error
+
+
+def _lock(data_dir: Path) -> None:
+    """One server per data folder, or two control planes would start and stop the same instances. The kernel unlocks when we end."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data_dir / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)  # not inherited by the instances
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise click.ClickException(
+            f"another server runs over {data_dir}: stop it, or give this one a folder of its own with --data"
+        ) from None
 
 
 def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
@@ -69,7 +89,9 @@ def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: 
     if as_json:
         print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
         return
-    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}")
+    errors.print(
+        f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
+    )
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 

@@ -17,7 +17,7 @@ SERVICES = {
 
 def aws_client(service: str, url: str, *, region: str = "us-east-1", connections: int = 10) -> Any:
     """A boto3 client for the server at `url`. Without AWS credentials in the environment it signs with a placeholder."""
-    credentials = {}
+    credentials: dict[str, Any] = {}
     if not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
         credentials = {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
     # 70 s: the server holds a cold request for 60. Legacy retries, since the standard mode does not retry ModelNotReadyException.
