@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import socket
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from flatshare.bench.server import PlainCaller
 from flatshare.core.settings import MAX_BODY_BYTES
 from tests.e2e.checkpoints import INTERMEDIATE, config, random_tensors, safetensors, write_checkpoint, write_safetensors
 from tests.e2e.conftest import TENANTS
-from tests.e2e.servers import Endpoint, Failure
+from tests.e2e.servers import Endpoint, Failure, until
 
 pytestmark = pytest.mark.slow
 HEALTHY = TENANTS[0]
@@ -115,6 +116,26 @@ def test_a_body_of_six_mebibytes_is_accepted_and_one_byte_more_is_refused(endpoi
     failure = endpoint.failure(TargetModel=HEALTHY, Body=largest + b" ")
     assert (failure.code, failure.status) == ("ValidationError", 400)
     assert "6291456 bytes" in failure.message
+
+
+def test_a_body_too_large_is_refused_too_if_it_comes_in_chunks_without_a_length(endpoint: Endpoint) -> None:
+    head = f"POST /endpoints/{endpoint.name}/invocations HTTP/1.1\r\nHost: x\r\nX-Amzn-SageMaker-Target-Model: {HEALTHY}\r\n"
+    chunk = b"10000\r\n" + b"a" * 65536 + b"\r\n"
+    with PlainCaller.to_port(endpoint.server.port) as caller:
+        status, answer = caller.exchange(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 97 + b"0\r\n\r\n")
+    assert status == 400
+    assert "larger than the 6291456 bytes" in orjson.loads(answer)["Message"]
+
+
+def test_callers_that_hang_up_leave_nothing_behind(endpoint: Endpoint) -> None:
+    body = orjson.dumps({"inputs": ["hello"] * 500})
+    head = f"POST /endpoints/{endpoint.name}/invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    message = f"{head}X-Amzn-SageMaker-Target-Model: {HEALTHY}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    for sent in (len(message), len(message) - 1, len(head)) * 5:
+        with socket.create_connection(("127.0.0.1", endpoint.server.port)) as caller:
+            caller.sendall(message[:sent])
+    until(lambda: all(instance["in_flight"] == 0 for instance in endpoint.instances()))
+    until(lambda: all(model["leases"] == 0 for instance in endpoint.instances() for model in instance["models"]))
 
 
 # What is wrong with the body. The model answers these: 424 ModelError, with its own status and words inside.

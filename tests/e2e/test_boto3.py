@@ -126,6 +126,22 @@ def test_only_the_first_answer_reports_a_cold_start(endpoint: Endpoint) -> None:
     assert not second.is_cold
 
 
+def test_callers_that_find_a_model_absent_share_one_load(endpoint: Endpoint) -> None:
+    write_checkpoint(endpoint.folder / "fresh/wanted", 104)
+    before = endpoint.decisions("load")
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(endpoint.require_right, ["fresh/wanted"] * 16))
+    assert endpoint.decisions("load") - before == 1
+    assert any(answer.is_cold for answer in answers)
+
+
+def test_a_prefix_is_taken_as_it_is_written(server: RunningServer, tmp_path: Path) -> None:
+    folder = tmp_path / "a b%20c#d"
+    write_checkpoint(folder / "m", 105)
+    deploy(server, "odd-prefix", folder).require_right("m")
+    server.sagemaker.delete_endpoint(EndpointName="odd-prefix")
+
+
 def test_a_new_checkpoint_under_the_prefix_is_served_without_any_call_before(endpoint: Endpoint) -> None:
     assert endpoint.failure(TargetModel="fresh/later").code == "ValidationError"
     write_checkpoint(endpoint.folder / "fresh/later", 101)

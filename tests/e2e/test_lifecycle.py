@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -124,6 +124,51 @@ def test_with_one_instance_its_death_is_told_and_it_is_replaced(folder: Path, tm
             endpoint.require_right(f"m{seed}")
         failed = statuses.index(503)
         assert set(statuses[:failed]) == {200}
+
+
+def test_scaling_and_updating_an_endpoint_cost_no_request(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        endpoint = deploy(server, "updated", folder)
+        for seed in range(MODELS):
+            endpoint.require_right(f"m{seed}")
+        first = set(_instance_pids(endpoint))
+        with _load_on(endpoint) as statuses:
+            for count in (2, 1):
+                change = {"VariantName": "AllTraffic", "DesiredInstanceCount": count}
+                server.sagemaker.update_endpoint_weights_and_capacities(EndpointName="updated", DesiredWeightsAndCapacities=[change])
+                _again(server, endpoint)
+            variant = {"VariantName": "AllTraffic", "ModelName": "updated", "InstanceType": "ml.c5.xlarge", "InitialInstanceCount": 1}
+            server.sagemaker.create_endpoint_config(EndpointConfigName="green", ProductionVariants=[variant])
+            server.sagemaker.update_endpoint(EndpointName="updated", EndpointConfigName="green")
+            _again(server, endpoint)
+            answered = len(statuses)
+            until(lambda: len(statuses) > answered + 50)
+        assert set(statuses) == {200}
+        assert not first & set(_instance_pids(endpoint))
+
+
+def test_an_import_process_that_is_killed_fails_one_call_and_the_next_imports_anew(folder: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models/large", 901, rows=1_000_000)
+    with serving(tmp_path / "data") as server, ThreadPoolExecutor(1) as pool:
+        endpoint = deploy(server, "importing", tmp_path / "models")
+        outcome = pool.submit(lambda: endpoint.failure(TargetModel="large"))
+        until(lambda: outcome.done() or bool(_importers(server)))
+        for pid in _importers(server):
+            os.kill(pid, signal.SIGKILL)
+        failure = outcome.result(timeout=30)
+        assert (failure.code, failure.status) == ("InternalDependencyException", 530)
+        assert "died" in failure.message
+        endpoint.require_right("large")
+
+
+def _importers(server: RunningServer) -> list[int]:
+    """The process is multiprocessing's, which says so in its command."""
+    found = []
+    for pid in server.pids():
+        with suppress(OSError):  # it ended while we looked
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def test_sigkill_of_the_server_leaves_no_process_behind(folder: Path, tmp_path: Path) -> None:
