@@ -1,5 +1,6 @@
 """The only file that knows everybody: settings become objects, and objects one running server."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
+from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 
@@ -52,9 +54,10 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     gateway = settings.gateway
     server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
     stop_on_signals(server.stop)
-    await control.start()
+    await asyncio.to_thread(_repair_store, settings.fleet.store_dir)
+    port = await server.listen_on_port(gateway.host, gateway.port)  # before anything is started that would have to be stopped
     try:
-        port = await server.listen_on_port(gateway.host, gateway.port)
+        await control.start()
         log.info("server_listens", host=gateway.host, port=port)
         settle_memory()
         on_ready(port)
@@ -62,3 +65,10 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     finally:
         await control.close()
         routes.close()
+
+
+def _repair_store(folder: Path) -> None:
+    """Before any instance reads it: what an import that was killed has left goes, and models that lost their files are imported anew."""
+    report = TensorStore(folder).repair()
+    if report.removed_files or report.dropped_models:
+        log.warning("store_repaired", removed_files=len(report.removed_files), dropped_models=len(report.dropped_models))

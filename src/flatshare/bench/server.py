@@ -141,7 +141,11 @@ class PlainCaller:
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
         )
-        self._connection.sendall(head.encode() + body)
+        return self.exchange(head.encode() + body)
+
+    def exchange(self, message: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a request that is already in bytes."""
+        self._connection.sendall(message)
         parser = httptools.HttpResponseParser(self)
         self._body, self._is_done = [], False
         while not self._is_done:

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 import orjson
+from botocore.exceptions import ClientError
+from rich.markup import escape
 
 from flatshare.cli.options import console, json_option, print_json, url_option
 from flatshare.client import deploy as deployment
-from flatshare.client.aws import aws_client
+from flatshare.client.aws import aws_client, sentence_of
 
 
 @click.command(short_help="Put models behind an endpoint.")
@@ -24,7 +26,7 @@ from flatshare.client.aws import aws_client
 def deploy(
     artifacts: tuple[Path, ...], endpoint: str, target: str | None, prefix: str | None, no_check: bool, url: str, as_json: bool
 ) -> None:
-    """Copy checkpoints under an endpoint's prefix, create the endpoint if it is missing, and wait until each model answers.
+    """Copy checkpoints under an endpoint's prefix, create the endpoint if it is missing, and call each model once.
 
     ARTIFACTS are checkpoint directories (what save_pretrained() writes) or archives: .tar, .tar.gz, .tar.zst.
 
@@ -42,17 +44,24 @@ def deploy(
         Path(place.removeprefix("file://")).mkdir(parents=True, exist_ok=True)
     is_new = deployment.ensure_endpoint(sagemaker, deployment.EndpointPlan(endpoint, place))
     if is_new and not as_json:
-        console.print(f"endpoint [bold]{endpoint}[/] is in service, its models lie at {place}")
+        console.print(f"endpoint [bold]{endpoint}[/] is in service, its models lie at {escape(place)}")
     results = [
-        _deploy_one(url, endpoint, artifact, place, target or artifact.name, check=not no_check)
+        _deploy_one(url, endpoint, artifact, place, target or artifact.resolve().name, check=not no_check)
         for artifact in _shown(artifacts, as_json=as_json)
     ]
     if as_json:
         print_json({"endpoint": endpoint, "prefix": place, "created": is_new, "models": results})
     else:
         for result in results:
-            answered = f"answered in {result['first_answer_ms']:.0f} ms" if result["first_answer_ms"] is not None else "not called"
-            console.print(f"  {result['target']}: {answered}")
+            console.print(f"  {escape(result['target'])}: {_outcome(result)}")
+    if any("error" in result for result in results):
+        raise SystemExit(1)
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return f"[red]{escape(result['error'])}[/]"
+    return "not called" if result["first_answer_ms"] is None else f"answered in {result['first_answer_ms']:.0f} ms"
 
 
 def _shown(artifacts: tuple[Path, ...], *, as_json: bool) -> Any:
@@ -69,9 +78,12 @@ def _deploy_one(url: str, endpoint: str, artifact: Path, prefix: str, target: st
     if not check:
         return {"target": target, "first_answer_ms": None}
     started = time.perf_counter()
-    aws_client("sagemaker-runtime", url).invoke_endpoint(
-        EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=b'{"inputs": "hello"}'
-    )
+    try:
+        aws_client("sagemaker-runtime", url).invoke_endpoint(
+            EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=b'{"inputs": "hello"}'
+        )
+    except ClientError as error:  # the others are deployed all the same
+        return {"target": target, "error": sentence_of(error)}
     return {"target": target, "first_answer_ms": round(1e3 * (time.perf_counter() - started), 1)}
 
 

@@ -26,7 +26,7 @@ def instance(
     follow_stdin: bool,
     json_logs: bool,
     instance_id: str,
-    name: str,  # noqa: FBT001
+    name: str,
 ) -> None:
     """Serve models by the SageMaker multi-model container contract.
 

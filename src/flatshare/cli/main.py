@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 import click
+from rich.markup import escape
 
 from flatshare import __version__
 from flatshare.cli.options import errors
@@ -22,10 +23,10 @@ _COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # the base class names it
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # the base class names it
         if cmd_name not in _COMMANDS:
             return None
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
@@ -52,8 +53,16 @@ def main() -> None:
     except Exception as error:
         if not isinstance(error, FlatshareError) and not _is_aws(error):
             raise
-        errors.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[red]error:[/] {escape(_sentence(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
+
+
+def _sentence(error: Exception) -> str:
+    if _is_aws(error):
+        from flatshare.client.aws import sentence_of
+
+        return sentence_of(error)
+    return str(error)
 
 
 def _is_aws(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 from rich.table import Table
 
 from flatshare.cli.options import console, errors, json_option, print_json
@@ -20,12 +21,21 @@ def _data_option(command: Any) -> Any:
 def _store(data_dir: Path) -> Any:
     from flatshare.store.tensors import TensorStore
 
-    return TensorStore(data_dir / "store")
+    folder = data_dir / "store"
+    if not folder.is_dir():
+        raise click.ClickException(f"{data_dir} holds no tensor store: give the folder that 'flatshare serve --data' was given")
+    return TensorStore(folder)
 
 
 @click.group(short_help="Look into the tensor store.")
 def models() -> None:
-    """The models that this machine has imported: list them, weigh them, verify and clean up. Works beside a running server."""
+    """The models that this machine has imported: list them, weigh them, verify and clean up. Works beside a running server.
+
+    \b
+    Examples:
+      flatshare models list
+      flatshare models du --data data
+    """
 
 
 @models.command(name="list")
@@ -47,8 +57,8 @@ def list_models(data_dir: Path, as_json: bool) -> None:
         manifest = model.manifest
         ago = f"{(time.time() - model.used_s) / 60:.0f} min ago"
         table.add_row(
-            "\n".join(model.uris) or "-", manifest.digest[:12], manifest.family, str(manifest.width), str(manifest.max_tokens),
-            format_size(manifest.mapped_bytes), ago, "; ".join(manifest.notes),
+            escape("\n".join(model.uris)) or "-", manifest.digest[:12], manifest.family, str(manifest.width), str(manifest.max_tokens),
+            format_size(manifest.mapped_bytes), ago, escape("; ".join(manifest.notes)),
         )  # fmt: skip
     console.print(table)
 
@@ -79,7 +89,8 @@ def du(data_dir: Path, as_json: bool) -> None:
 @models.command()
 @click.argument("artifact_uri")
 @_data_option
-def forget(artifact_uri: str, data_dir: Path) -> None:
+@json_option
+def forget(artifact_uri: str, data_dir: Path, as_json: bool) -> None:
     """Forget an artifact; `collect` frees its space. It is imported anew when somebody calls it.
 
     \b
@@ -88,13 +99,20 @@ def forget(artifact_uri: str, data_dir: Path) -> None:
     """
     if not _store(data_dir).catalog.forget_artifact(ArtifactUri(artifact_uri)):
         raise click.ClickException(f"{artifact_uri} is not known here: see flatshare models list")
+    if as_json:
+        print_json({"forgotten": artifact_uri})
 
 
 @models.command()
 @_data_option
 @json_option
 def collect(data_dir: Path, as_json: bool) -> None:
-    """Delete models that no artifact names, and tensors that no model uses."""
+    """Delete models that no artifact names, and tensors that no model uses.
+
+    \b
+    Example:
+      flatshare models collect --data data
+    """
     report = _store(data_dir).collect()
     if as_json:
         print_json({name: getattr(report, name) for name in report.__slots__})
@@ -107,7 +125,12 @@ def collect(data_dir: Path, as_json: bool) -> None:
 @click.option("--repair", is_flag=True, help="Forget models with damaged tensors, so that they are imported anew.")
 @json_option
 def verify(data_dir: Path, repair: bool, as_json: bool) -> None:
-    """Hash every tensor again and compare. Exit status 1 if something is damaged and was not repaired."""
+    """Hash every tensor again and compare. Exit status 1 if something is damaged and was not repaired.
+
+    \b
+    Example:
+      flatshare models verify --data data --repair
+    """
     store = _store(data_dir)
     damaged: list[str] = []
     total = len(store.catalog.pack_sizes())

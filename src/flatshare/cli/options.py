@@ -33,8 +33,17 @@ class _Size(click.ParamType[int]):
 SIZE = _Size()
 
 
+def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise click.BadParameter(f"'{url}' has no scheme: write it as http://host:port")
+    return url.rstrip("/")
+
+
 def url_option(command: F) -> F:
-    return click.option("--url", default=DEFAULT_URL, show_default=True, envvar="FLATSHARE_URL", help="Address of the server.")(command)
+    option = click.option(
+        "--url", default=DEFAULT_URL, show_default=True, envvar="FLATSHARE_URL", callback=_checked_url, help="Address of the server."
+    )
+    return option(command)
 
 
 def json_option(command: F) -> F:

@@ -1,13 +1,17 @@
 """`flatshare serve`: everything on one port, until a signal."""
 
+import errno
+import fcntl
 import ipaddress
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import click
+from rich.markup import escape
 
-from flatshare.cli.options import SIZE, errors, json_option, print_json
+from flatshare.cli.options import SIZE, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
 from flatshare.core.sizes import format_size
 
@@ -49,9 +53,27 @@ def serve(
     from flatshare.telemetry import log
 
     log.configure(json=json_logs, level=log_level)
+    _lock(data_dir)
     settings = build.settings_for(data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, region=region)
 
-    uvloop.run(build.serve(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json)))
+    try:
+        uvloop.run(build.serve(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json)))
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise click.ClickException(f"port {port} of {host} is in use: choose another with --port, or 0 for a free one") from error
+
+
+def _lock(data_dir: Path) -> None:
+    """One server per data folder, or two control planes would start and stop the same instances. The kernel unlocks when we end."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(data_dir / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)  # not inherited by the instances
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise click.ClickException(
+            f"another server runs over {data_dir}: stop it, or give this one a folder of its own with --data"
+        ) from None
 
 
 def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
@@ -59,7 +81,9 @@ def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: 
     if as_json:
         print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
         return
-    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {data_dir}")
+    errors.print(
+        f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
+    )
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 
@@ -74,7 +98,7 @@ def _is_loopback(host: str) -> bool:
 
 
 @click.command(short_help="Print the variables that point AWS clients here.")
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, envvar="FLATSHARE_URL", help="Address of the server.")
+@url_option
 @click.option("--shell", default="sh", show_default=True, type=click.Choice(["sh", "fish", "dotenv"]), help="Syntax to print.")
 @json_option
 def env(url: str, shell: str, as_json: bool) -> None:
@@ -91,4 +115,4 @@ def env(url: str, shell: str, as_json: bool) -> None:
         return
     form = {"sh": "export {}={}", "fish": "set -gx {} {}", "dotenv": "{}={}"}[shell]
     for name, value in variables.items():
-        click.echo(form.format(name, value))
+        click.echo(form.format(name, shlex.quote(value)))

@@ -8,6 +8,7 @@ import click
 import orjson
 from rich.console import Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from flatshare.cli.options import console, json_option, print_json, url_option
@@ -46,8 +47,8 @@ def _status(url: str) -> dict[str, Any]:
         with urllib.request.urlopen(f"{url}/flatshare/status", timeout=5) as answer:  # noqa: S310  # the operator's own address
             status: dict[str, Any] = orjson.loads(answer.read())
             return status
-    except OSError as error:
-        raise click.ClickException(f"no server answers at {url} ({error}): start one with 'flatshare serve'") from error
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise click.ClickException(f"no flatshare server answers at {url} ({error}): start one with 'flatshare serve'") from error
 
 
 def _screen(status: dict[str, Any]) -> Group:
@@ -59,7 +60,7 @@ def _instances(instances: list[dict[str, Any]]) -> Table:
     table = Table("endpoint", "instance", "models", "private", "mapped", "budget", "in flight", "loads", "evictions", title="instances")
     for instance in instances:
         if "error" in instance:
-            table.add_row(instance["endpoint"], instance["instance"], instance["error"])
+            table.add_row(instance["endpoint"], instance["instance"], escape(instance["error"]))
             continue
         balance, counts = instance["balance"], instance["decision_counts"]
         sizes = (format_size(balance[name]) for name in ("measured_anonymous", "mapped", "memory_limit"))
@@ -73,7 +74,7 @@ def _models(instances: list[dict[str, Any]]) -> Table:
     models = sorted((model for instance in instances for model in instance["models"]), key=lambda model: float(model["idle_s"]))
     for model in models[:15]:
         idle = f"{model['idle_s']:.0f} s"
-        table.add_row(model["uri"], model["digest"][:12], str(model["leases"]), idle, format_size(model["mapped_bytes"]))
+        table.add_row(escape(model["uri"]), model["digest"][:12], str(model["leases"]), idle, format_size(model["mapped_bytes"]))
     return table
 
 
@@ -82,5 +83,5 @@ def _decisions(instances: list[dict[str, Any]]) -> Table:
     entries = sorted((entry for instance in instances for entry in instance["decisions"]), key=lambda entry: -float(entry["at_s"]))
     for entry in entries[:12]:
         when = time.strftime("%H:%M:%S", time.localtime(entry["at_s"]))
-        table.add_row(when, entry["kind"], entry["model"], entry["reason"], f"{entry['took_ms']:.1f}")
+        table.add_row(when, entry["kind"], escape(entry["model"]), escape(entry["reason"]), f"{entry['took_ms']:.1f}")
     return table

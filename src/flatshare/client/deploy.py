@@ -12,6 +12,7 @@ from flatshare.core.errors import BadInput
 
 ROLE = "arn:aws:iam::000000000000:role/flatshare"
 IMAGE = "flatshare/multi-model:latest"
+_PATIENCE = {"Delay": 0.1, "MaxAttempts": 1200}  # two minutes; a local endpoint is in service after half a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,14 @@ def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
     }
     _create(sagemaker.create_endpoint_config, EndpointConfigName=plan.name, ProductionVariants=[variant])
     _create(sagemaker.create_endpoint, EndpointName=plan.name, EndpointConfigName=plan.name)
-    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig=_PATIENCE)
     return True
 
 
 def remove_endpoint(sagemaker: Any, name: str) -> None:
     """Delete endpoint, configuration and model of one name, and wait until the endpoint is gone. The artifacts stay."""
     sagemaker.delete_endpoint(EndpointName=name)
-    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig=_PATIENCE)
     sagemaker.delete_endpoint_config(EndpointConfigName=name)
     sagemaker.delete_model(ModelName=name)
 
@@ -67,12 +68,19 @@ def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
 
 
 def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
-    """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one."""
+    """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one.
+
+    Raises BadInput for a target that does not lie below the prefix, or would take the place of other models.
+    """
     if not prefix.startswith("file://"):
         raise BadInput(
             f"the endpoint's models lie at {prefix}: copy the artifact there with your store's own tools (aws s3 cp --recursive)"
         )
+    if not target or target.startswith("/") or any(part in {"", ".", ".."} for part in target.split("/")):
+        raise BadInput(f"target '{target}' must be a plain path below the endpoint's prefix, such as acme/query")
     place = Path(prefix.removeprefix("file://")) / target
+    if place.is_dir() and not (place / "config.json").exists():
+        raise BadInput(f"{place} is a folder of other models: choose another target")
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = place.with_name(f".{place.name}.{uuid4().hex}")
     if artifact.is_dir():

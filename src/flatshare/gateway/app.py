@@ -4,9 +4,9 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from flatshare.core.errors import BadInput, FlatshareError
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.status import FleetStatus
-from flatshare.core.errors import BadInput, FlatshareError
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 from flatshare.wire import sagemaker

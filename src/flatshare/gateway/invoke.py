@@ -22,6 +22,7 @@ from flatshare.wire.http import Reply, require_body_within
 from flatshare.wire.sagemaker import Invocation, LogPlace
 
 log = get_logger("gateway")
+_ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
 _KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, b"x-amzn-sagemaker-custom-attributes"}
 
 
@@ -83,7 +84,10 @@ class Invoker:
 
     async def _too_late(self, client: InstanceClient, key: ModelKey) -> Reply:
         """The hold time is over: was the model still loading, or is it slow?"""
-        found = await client.request("GET", f"/models/{key}", timeout_s=2.0)
+        try:
+            found = await client.request("GET", f"/models/{key}", timeout_s=_ASK_S)
+        except TimeoutError:
+            raise InstanceGone(f"the instance hangs: no answer within {self._settings.hold_s:.0f} s, nor to a simple question") from None
         if found.status == 404:
             raise ModelNotReady(f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again")
         return container.error_reply(500, "InternalFailure", f"the model did not answer within {self._settings.hold_s:.0f} s")
