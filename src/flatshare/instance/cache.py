@@ -203,7 +203,10 @@ class ModelCache:
     # Making room.
 
     async def _make_room(self, reservation: Reservation, purpose: str) -> str:
-        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it. Raises NeverFits or OutOfMemory."""
+        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it.
+
+        Raises NeverFits or OutOfMemory.
+        """
         try:
             async with asyncio.timeout(self._patience_s):
                 while True:
@@ -236,7 +239,7 @@ class ModelCache:
         self._note(kind, entry.source.uri, reason, started_s)
         self._changed.set()
 
-    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:  # noqa: FBT001
+    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()
         if is_last:
             self._backend.shrink()
@@ -246,7 +249,8 @@ class ModelCache:
 
     def _resident(self, key: ModelKey, entry: _Entry) -> Resident:
         reservation = self._books.reservation(key)
-        return Resident(key, entry.used_s, entry.leases, reservation.footprint.own_bytes, reservation.tensors)
+        footprint = reservation.footprint
+        return Resident(key, entry.used_s, entry.leases, footprint.own_bytes, reservation.tensors, footprint.shared)
 
     def _is_idle(self, key: ModelKey) -> bool:
         """Still here and not lent out: what was idle when the plan was made may have found a rider since."""

@@ -64,5 +64,5 @@ def _map(path: Path) -> "ctypes.Array[ctypes.c_char]":
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {path}: {os.strerror(code)}")
     region = (ctypes.c_char * size).from_address(address)
-    weakref.finalize(region, _libc.munmap, address, size)
+    weakref.finalize(region, _libc.munmap, address, size).atexit = False  # at exit the kernel does it, when no thread reads any more
     return region
