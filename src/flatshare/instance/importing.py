@@ -7,9 +7,10 @@ import ctypes
 import fcntl
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flatshare.core.errors import BadPackage, DiskFull
@@ -21,9 +22,10 @@ from flatshare.policy import evict
 from flatshare.policy.evict import Holders, Resident, Shortage
 from flatshare.store.catalog import Refusal
 from flatshare.store.sources import Artifact, fetch, probe
-from flatshare.store.tensors import TensorStore
+from flatshare.store.tensors import RepairReport, TensorStore
 
 _PR_SET_PDEATHSIG = 1
+_STALE_AFTER_S = 3600.0  # a fetch that broke off goes on where it stopped, if it is asked for again within the hour
 
 
 def die_with_parent() -> None:
@@ -52,6 +54,23 @@ def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: in
             raise
         shutil.rmtree(incoming)
         return report.manifest.digest
+
+
+def repair(store: TensorStore) -> RepairReport:
+    """What an instance does when it starts: bring the store back in order after an import that was killed.
+
+    Other instances may be at work in the same store: their imports are waited for, their folders left alone.
+    """
+    for folder in store.incoming_dir.iterdir():
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
+            _remove_if_nobody_imports(folder)
+    return store.repair()
+
+
+def _remove_if_nobody_imports(incoming: Path) -> None:
+    with incoming.with_suffix(".lock").open("a") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(incoming)
 
 
 @contextmanager

@@ -107,7 +107,12 @@ def _entry(file_name: str, name: str, value: Any) -> WeightEntry:
     except (TypeError, KeyError, ValueError) as error:
         raise BadPackage(f"tensor '{name}' in {file_name} lacks dtype, shape or data_offsets: the file is damaged") from error
     numbers = (*shape, begin, end)
-    if not isinstance(dtype, str) or dtype not in _ITEM_BYTES or len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    if (
+        not isinstance(dtype, str)
+        or dtype not in _ITEM_BYTES
+        or len(shape) > _MAX_RANK
+        or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    ):
         raise BadPackage(
             f"tensor '{name}' in {file_name} has an unusable dtype, shape or offset ({dtype}, {list(shape)[:9]}, {begin}, {end})"
         )

@@ -7,7 +7,7 @@ so whatever is on the disk without a row is rubbish that an interrupted import l
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ class Catalog:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
 
     def touch(self, digest: ModelDigest, now_s: float) -> None:
-        """Note that the model was loaded, so that disk eviction knows what is in use."""
-        with self.transaction() as sql:
+        """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
+        with suppress(sqlite3.OperationalError), self.transaction() as sql:
             sql.execute("UPDATE models SET used_s = ? WHERE digest = ?", (now_s, digest))
 
     def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:

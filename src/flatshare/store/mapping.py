@@ -25,12 +25,13 @@ class PackMap:
     """One pack file in memory."""
 
     def __init__(self, region: "ctypes.Array[ctypes.c_char]") -> None:
-        self._bytes = np.frombuffer(region, np.uint8)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(memoryview(region), np.uint8)
         self._bytes.flags.writeable = False
 
     def tensor(self, offset: int, shape: tuple[int, ...], size_bytes: int) -> NDArray[np.float32]:
         """A float32 view: nothing is read until it is used, and the map lives as long as the view."""
-        return self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
+        tensor: NDArray[np.float32] = self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
+        return tensor
 
 
 class MapPool:
