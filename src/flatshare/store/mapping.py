@@ -25,8 +25,7 @@ class PackMap:
     """One pack file in memory."""
 
     def __init__(self, region: "ctypes.Array[ctypes.c_char]") -> None:
-        self._bytes: NDArray[np.uint8] = np.frombuffer(memoryview(region), np.uint8)
-        self._bytes.flags.writeable = False
+        self._bytes: NDArray[np.uint8] = np.frombuffer(memoryview(region).toreadonly(), np.uint8)
 
     def tensor(self, offset: int, shape: tuple[int, ...], size_bytes: int) -> NDArray[np.float32]:
         """A float32 view: nothing is read until it is used, and the map lives as long as the view."""
