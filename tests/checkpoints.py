@@ -21,7 +21,27 @@ from flatshare.package.importer import ImportReport, import_checkpoint
 from flatshare.store.tensors import TensorStore
 
 Tensors = dict[str, NDArray[Any]]
-WORDS = ("the", "order", "has", "not", "arrived", "yet", "help", "me", "please", "un", "##want", "##ed", "##s", "a", "b", "c", ".", ",", "!")
+WORDS = (
+    "the",
+    "order",
+    "has",
+    "not",
+    "arrived",
+    "yet",
+    "help",
+    "me",
+    "please",
+    "un",
+    "##want",
+    "##ed",
+    "##s",
+    "a",
+    "b",
+    "c",
+    ".",
+    ",",
+    "!",
+)
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
 CONFIG: dict[str, Any] = {
     "model_type": "bert",

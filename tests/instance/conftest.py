@@ -1,7 +1,7 @@
 """An instance around the fake backend: everything but the engine and the disk is real."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -112,11 +112,10 @@ async def running_flat(memory_bytes: int, *, anonymous_share: float = 0.5, patie
 
 
 @pytest.fixture(autouse=True)
-def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is booked counts: these tests run in a process that holds torch."""
-    if "cache" in request.module.__name__ or "books" in request.module.__name__ or "app" in request.module.__name__:
+    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache"}:
         monkeypatch.setattr(books_module, "anonymous_bytes", lambda: 0)
-    yield
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ class TestLoading:
         flat.finder.gate.set()
         results = await asyncio.gather(*riders, return_exceptions=True)
         assert isinstance(results[0], asyncio.CancelledError)
+        assert not isinstance(results[1], BaseException)
+        assert not isinstance(results[2], BaseException)
         assert results[1].model is results[2].model
         assert flat.backend.loads == 1
 

@@ -1,9 +1,7 @@
 """1,500 models in memory at once: no limit of the kernel is near, and each answers as itself."""
 
 import gc
-import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def models(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[MappedModel]]:
+def models(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[MappedModel]:
     store = TensorStore(tmp_path_factory.mktemp("many-store"))
     stored = [imported(store, folder) for folder in folders]
     assert len({model.manifest.digest for model in stored}) == MODELS
@@ -43,14 +41,14 @@ def models(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Ite
     assert after["maps"] < int(Path("/proc/sys/vm/max_map_count").read_text()) / 8
     assert after["descriptors"] == before["descriptors"]
     assert after["threads"] == before["threads"]
-    yield loaded
+    return loaded
 
 
 def kernel_counts() -> dict[str, int]:
     return {
         "maps": len(Path("/proc/self/maps").read_text().splitlines()),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
     }
 
 

@@ -126,7 +126,11 @@ def test_a_size_that_is_no_sane_integer_is_named(folder: Path, name: str, value:
 BAD_MODULES: dict[str, tuple[Any, type[BadPackage], str]] = {
     "no modules": ([], UnsupportedModel, "no Pooling"),
     "no pooling": ([TRANSFORMER], UnsupportedModel, "no Pooling"),
-    "a dense layer": ([TRANSFORMER, POOLING, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}], UnsupportedModel, "'Dense'"),
+    "a dense layer": (
+        [TRANSFORMER, POOLING, {"type": "sentence_transformers.models.Dense", "path": "2_Dense"}],
+        UnsupportedModel,
+        "'Dense'",
+    ),
     "two poolings": ([TRANSFORMER, POOLING, POOLING], UnsupportedModel, "'Pooling' at place 2"),
     "normalised before pooling": ([TRANSFORMER, NORMALIZE, POOLING], UnsupportedModel, "'Normalize' at place 1"),
     "transformer in a folder": ([{**TRANSFORMER, "path": "0_Transformer"}, POOLING], UnsupportedModel, "'Transformer' at place 0"),
@@ -229,7 +233,9 @@ def test_lower_casing_is_taken_from_the_sentence_config(folder: Path) -> None:
     assert read(folder).is_lowercased
 
 
-@pytest.mark.parametrize(("other", "hint"), [("pytorch_model.bin", "safe_serialization"), ("model.safetensors.index.json", "max_shard_size")])
+@pytest.mark.parametrize(
+    ("other", "hint"), [("pytorch_model.bin", "safe_serialization"), ("model.safetensors.index.json", "max_shard_size")]
+)
 def test_weights_in_another_form_are_refused_with_the_way_out(folder: Path, other: str, hint: str) -> None:
     (folder / "model.safetensors").rename(folder / other)
     with pytest.raises(UnsupportedModel, match=hint):

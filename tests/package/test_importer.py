@@ -11,7 +11,8 @@ from flatshare.core.errors import BadPackage
 from flatshare.package.weights import WeightsFile
 from flatshare.store.mapping import MapPool
 from flatshare.store.tensors import TensorStore
-from tests.checkpoints import CONFIG, Tensors, import_folder, imported, random_weights, safetensors as packed, write_checkpoint
+from tests.checkpoints import CONFIG, Tensors, import_folder, imported, random_weights, write_checkpoint
+from tests.checkpoints import safetensors as packed
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_tensor_of_another_shape_is_refused_and_nothing_is_stored(store: Tenso
 def test_a_missing_tensor_is_named(store: TensorStore, tmp_path: Path) -> None:
     tensors = random_weights(1)
     del tensors["embeddings.LayerNorm.bias"]
-    with pytest.raises(BadPackage, match="lacks the tensor 'embeddings.LayerNorm.bias'"):
+    with pytest.raises(BadPackage, match=r"lacks the tensor 'embeddings.LayerNorm.bias'"):
         import_folder(store, write_checkpoint(tmp_path / "a", tensors=tensors))
 
 

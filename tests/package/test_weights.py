@@ -105,10 +105,12 @@ def test_any_header_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+NAMES = st.text("abc.", min_size=1, max_size=6)
+KINDS = st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=4))
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.dictionaries(st.text("abc.", min_size=1, max_size=6), st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=6), st.integers(0, 2**32))  # fmt: skip
+@given(st.dictionaries(NAMES, KINDS, min_size=1, max_size=6), st.integers(0, 2**32))
 def test_what_the_real_library_wrote_is_read_back_exactly(
     tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, tuple[str, list[int]]], seed: int
 ) -> None:
@@ -128,7 +130,7 @@ def test_integers_are_read_but_are_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({"ids": torch.arange(3)}, path)
     file = WeightsFile(path)
-    with pytest.raises(BadPackage, match="'ids'.*I64"):
+    with pytest.raises(BadPackage, match=r"'ids'.*I64"):
         file.float32(file.entries["ids"])
 
 

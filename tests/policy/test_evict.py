@@ -37,7 +37,7 @@ def holders_of(residents: Sequence[Resident]) -> Holders:
 
 def anonymous_of(residents: Sequence[Resident]) -> int:
     shared = {name for resident in residents for name in resident.shared}
-    return sum(r.anonymous_bytes for r in residents) + sum(SHARED[name] for name in shared)
+    return sum(resident.anonymous_bytes for resident in residents) + sum(SHARED[name] for name in shared)
 
 
 def mapped_of(residents: Sequence[Resident]) -> int:

@@ -40,7 +40,11 @@ def main(checkpoint: Path, stores: Path) -> None:
         again = store.repair()
         run_import(store, checkpoint)
         sound = [is_sound for _, is_sound in store.verify()]
-        print(orjson.dumps({"left": left, "models": models, "removed": report.removed_files, "again": again.removed_files, "sound": sound}).decode())
+        print(
+            orjson.dumps(
+                {"left": left, "models": models, "removed": report.removed_files, "again": again.removed_files, "sound": sound}
+            ).decode()
+        )
         step += 1
 
 

@@ -1,7 +1,6 @@
 """Packs in memory: mapped once, unmapped with the last view, without a descriptor."""
 
 import gc
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,9 +56,9 @@ def test_a_view_of_a_view_keeps_the_map(pack: Path) -> None:
 
 
 def test_no_descriptor_stays_open(pack: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     held = MapPool().get(pack)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert held.tensor(0, (1,), 4)[0] == 0
 
 

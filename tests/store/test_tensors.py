@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_large_tensors_begin_on_a_page_and_small_ones_on_a_cache_line(store: Ten
     for digest, place in stored.places.items():
         assert place.offset % (PAGE if sizes[digest] >= PAGE else 64) == 0
     spans = sorted((place.offset, place.offset + sizes[digest]) for digest, place in stored.places.items())
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
 
 
 def test_a_pack_holds_only_what_is_new(store: TensorStore, tmp_path: Path) -> None:
@@ -80,7 +81,9 @@ def test_the_same_model_again_writes_no_file(store: TensorStore, tmp_path: Path)
 class TestAccidents:
     def test_an_import_killed_before_any_of_its_steps_is_repaired_and_done_again(self, tmp_path: Path) -> None:
         folder = write_checkpoint(tmp_path / "a")
-        done = subprocess.run(command("tests.store.crashing_import", folder, tmp_path / "stores"), capture_output=True, timeout=60, check=False)
+        done = subprocess.run(
+            command("tests.store.crashing_import", folder, tmp_path / "stores"), capture_output=True, timeout=60, check=False
+        )
         assert done.returncode == 0, done.stderr.decode()
         crashes = [orjson.loads(line) for line in done.stdout.splitlines()]
         assert len(crashes) > 15
@@ -92,7 +95,9 @@ class TestAccidents:
             assert crash["sound"] == [True]
 
     @pytest.mark.parametrize("step", ["insert_model", "_make_durable", "insert_pack"])
-    def test_an_import_that_fails_leaves_nothing(self, store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def test_an_import_that_fails_leaves_nothing(
+        self, store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    ) -> None:
         def broken(*_: object) -> None:
             raise RuntimeError(step)
 
@@ -144,7 +149,12 @@ class TestAccidents:
         assert Path(imported(store, tmp_path / "a").tokenizer_path).exists()
 
     def test_repair_waits_for_the_import_that_writes(self, store: TensorStore, tmp_path: Path) -> None:
-        code = "import sys; from pathlib import Path; from flatshare.store.tensors import TensorStore; print(TensorStore(Path(sys.argv[1])).repair())"
+        code = """
+import sys
+from pathlib import Path
+from flatshare.store.tensors import TensorStore
+print(TensorStore(Path(sys.argv[1])).repair())
+"""
         with store.writing() as writer:
             writer.add_tensor("a", np.ones(5_000, np.float32))
             writer.add_blob("graph", b"graph")
@@ -175,9 +185,10 @@ class TestAccidents:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         survivor = half_dead_pack(store, tmp_path)
-        with monkeypatch.context() as patch, pytest.raises(DiskFull):
-            patch.setattr(module.os, "fsync", full)
-            store.collect()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(DiskFull):
+                store.collect()
         assert files_of(store) == {f"{p}.pack" for p in store.catalog.pack_sizes()} | store.catalog.blob_digests()
         np.testing.assert_equal(tensors_of(imported(store, survivor)), random_weights(2, embeddings_seed=1))
 

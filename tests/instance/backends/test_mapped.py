@@ -1,7 +1,6 @@
 """The mapped engine answers what transformers would, with the weights where they lie on the disk."""
 
 import gc
-import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -229,7 +228,12 @@ def test_bindings_are_used_again(store: TensorStore, backend: MappedBackend, tmp
     model, _ = two_models(store, backend, tmp_path)
     made: list[object] = []
     bind: Callable[..., Any] = type(model._architecture).bind
-    monkeypatch.setattr(type(model._architecture), "bind", lambda self, weights: made.append(1) or bind(self, weights))
+
+    def counted(*args: object) -> object:
+        made.append(bind(*args))
+        return made[-1]
+
+    monkeypatch.setattr(type(model._architecture), "bind", counted)
     for _ in range(20):
         run(model, *TEXTS)
     assert len(made) == 1
@@ -243,7 +247,7 @@ def maps_of(store: TensorStore) -> set[str]:
 def test_nothing_of_a_model_that_was_dropped_remains(store: TensorStore, backend: MappedBackend, tmp_path: Path) -> None:
     gc.collect()  # maps of earlier tests are not this one's
     first, second = two_models(store, backend, tmp_path)
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
     run(first, "order")
     run(second, "order")
     assert len(maps_of(store)) == 2
@@ -255,7 +259,7 @@ def test_nothing_of_a_model_that_was_dropped_remains(store: TensorStore, backend
     backend.shrink()
     assert maps_of(store) == set()
     assert backend.statistics() == {"maps": 0, "sessions": 0, "tokenizers": 0}
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
 
 def test_a_model_still_runs_after_its_pack_was_deleted(store: TensorStore, backend: MappedBackend, tmp_path: Path) -> None:
