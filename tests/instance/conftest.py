@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -99,11 +99,13 @@ class Flat:
 
 
 @asynccontextmanager
-async def running_flat(memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0) -> AsyncIterator[Flat]:
+async def running_flat(
+    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, threads: Executor | None = None
+) -> AsyncIterator[Flat]:
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
-    with ThreadPoolExecutor(2) as threads:
-        cache = ModelCache(backend, finder, books, threads, clock, journal, patience_s=patience_s)
+    with threads or ThreadPoolExecutor(2) as loaders:
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()

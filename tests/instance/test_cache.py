@@ -1,6 +1,9 @@
 """The cache: one load whoever asks, nothing evicted in use, every rider settled, and the books balanced after each step."""
 
 import asyncio
+import selectors
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -273,6 +276,14 @@ class TestBudget:
         await flat.cache.set_memory(BASE + SESSION + 2 * (OWN + 1_000))
         assert flat.resident == {"m2", "m3"}
 
+    async def test_a_budget_that_what_is_in_use_exceeds_is_not_taken(self) -> None:
+        async with running_flat(50_000, anonymous_share=1.0, patience_s=0.02) as flat:
+            flat.finder.put("a", 5_000)
+            async with flat.cache.lease(key_of("a"), source("a")):
+                with pytest.raises(OutOfMemory):
+                    await flat.cache.set_memory(BASE + SESSION)
+            assert flat.cache.balance().memory_limit == 50_000
+
     async def test_a_larger_budget_admits_more(self, flat: Flat) -> None:
         await flat.cache.set_memory(100_000)
         await flat.use(*(f"m{i}" for i in range(10)))
@@ -303,16 +314,48 @@ async def test_the_snapshot_shows_the_most_recently_used_first(flat: Flat) -> No
 NAMES = st.sampled_from([f"m{i}" for i in range(7)])
 
 
+class InlineExecutor(Executor):
+    """Runs the work at once, so that the order of things is the loop's alone and can be replayed."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  (it belongs to whoever asks for the result)
+            future.set_exception(error)
+        return future
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """Time passes only when everybody waits for it; if they wait for nothing, that is a deadlock."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        selector = selectors.DefaultSelector()
+        super().__init__(selector)
+        poll = selector.select
+
+        def select(timeout: float | None = None) -> list[Any]:
+            assert timeout is not None, "everybody waits, and nothing will ever happen"
+            self._now_s += max(0.0, timeout)
+            return poll(0)
+
+        selector.select = select  # type: ignore[method-assign]  # the one place where a loop sleeps
+
+    def time(self) -> float:
+        return self._now_s
+
+
 class CacheMachine(RuleBasedStateMachine):
     """Any order of calls: nothing in use leaves, and the books balance."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = asyncio.new_event_loop()
+        self.loop = VirtualTimeLoop()
         self.stack = AsyncExitStack()
         memory = BASE + 2 * SESSION + 4 * (OWN + 1_000)
         self.flat = self.loop.run_until_complete(
-            self.stack.enter_async_context(running_flat(memory, anonymous_share=0.9, patience_s=0.005))
+            self.stack.enter_async_context(running_flat(memory, anonymous_share=0.9, threads=InlineExecutor()))
         )
         for index in range(7):
             self.flat.finder.put(f"m{index}", 400 * index, graph=f"g{index % 3}", shared={f"frozen {index % 2}": 600})
@@ -392,7 +435,7 @@ class CacheMachine(RuleBasedStateMachine):
         balance = self.flat.books.balance()
         idle = self.flat.resident - {name for name, _ in self.leases}
         if balance.anonymous + balance.mapped > balance.memory_limit or balance.anonymous > balance.anonymous_limit:
-            assert not idle or self.leases
+            assert not idle, "over the budget, and an idle model is still there"
 
     def end_lease(self, index: int) -> None:
         _, stack = self.leases.pop(index)

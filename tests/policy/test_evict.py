@@ -37,7 +37,8 @@ def holders_of(residents: Sequence[Resident]) -> Holders:
 
 def anonymous_of(residents: Sequence[Resident]) -> int:
     shared = {name for resident in residents for name in resident.shared}
-    return sum(resident.anonymous_bytes for resident in residents) + sum(SHARED[name] for name in shared)
+    own: int = sum(resident.anonymous_bytes for resident in residents)
+    return own + sum(SHARED[name] for name in shared)
 
 
 def mapped_of(residents: Sequence[Resident]) -> int:

@@ -136,9 +136,17 @@ class ModelCache:
             await self._remove(key, "unload", "asked for")
 
     async def set_memory(self, memory_bytes: int) -> None:
-        """Change the budget; what no longer fits leaves as soon as it is idle."""
+        """Change the budget; what no longer fits leaves as soon as it is idle.
+
+        Raises OutOfMemory, and keeps the old budget, if what is in use does not fit and stays in use.
+        """
+        before = self._books.balance().memory_limit
         self._books.set_memory(memory_bytes)
-        await self._make_room(_NOTHING, "the memory budget shrank")
+        try:
+            await self._make_room(_NOTHING, "the memory budget shrank")
+        except OutOfMemory:
+            self._books.set_memory(before)
+            raise
 
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""

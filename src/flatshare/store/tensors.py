@@ -234,6 +234,7 @@ class StoreWriter:
         self._digests: set[TensorDigest] = set()
         self._written: list[tuple[TensorSpec, int]] = []
         self._blobs: list[tuple[Digest, str, int]] = []
+        self._has_new_blob = False
 
     @property
     def new_bytes(self) -> int:
@@ -266,13 +267,15 @@ class StoreWriter:
             temporary.write_bytes(data)
             _make_durable(temporary)
             temporary.rename(path)
+            self._has_new_blob = True
         self._blobs.append((digest, kind, len(data)))
         return digest
 
     def commit(self, manifest: ModelManifest, uri: ArtifactUri, version: str) -> None:
         """Make the model visible under its artifact: all of it, or nothing."""
         packs = [self.finish_pack()] if self._written else []
-        _make_durable(self._store.blobs_dir)
+        if self._has_new_blob:
+            _make_durable(self._store.blobs_dir)
         with self._store.catalog.transaction() as sql:
             for pack, size, tensors in packs:
                 insert_pack(sql, pack, size, tensors)

@@ -5,6 +5,7 @@ flash-attention kernel, which needs 10 MB less workspace at 512 tokens.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flatshare.package.graphs.builder import CONTRIB, GraphBuilder, WeightInput
 
@@ -43,6 +44,7 @@ class GeneratedGraph:
     weights: tuple[WeightInput, ...]
 
 
+@lru_cache(maxsize=8)  # a fleet's models are of few architectures, and a graph takes a quarter of a small import
 def sentence_encoder(shape: BertShape, head: SentenceHead) -> GeneratedGraph:
     """input_ids int64 [texts, tokens] → embedding float32 [texts, hidden * poolings]."""
     g = GraphBuilder()
