@@ -15,7 +15,7 @@ from types import MappingProxyType
 from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.instance.backends.base import Footprint
 from flatshare.policy.admit import MemoryView, Need
-from flatshare.policy.evict import Resident
+from flatshare.policy.evict import Holders, Name, Resident
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +80,10 @@ class Books:
     def set_memory(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
 
-    def need(self, reservation: Reservation) -> Need:
-        """What a model would take on top of what is there."""
-        shared = sum(size for name, size in reservation.footprint.shared.items() if name not in self._sharers)
-        return Need(reservation.footprint.own_bytes + shared, reservation.tensors)
+    @staticmethod
+    def need(reservation: Reservation) -> Need:
+        """What a model takes; the policy subtracts what is there already."""
+        return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors)
 
     def view(self, residents: tuple[Resident, ...]) -> MemoryView:
         """For the admission policy. What the kernel measures counts if it is more than what was booked."""
@@ -95,7 +95,7 @@ class Books:
             anonymous=max(balance.anonymous, balance.measured_anonymous),
             mapped=self._mapped_bytes,
             residents=residents,
-            holders=MappingProxyType(self._holders),
+            holders=Holders(MappingProxyType(self._holders), MappingProxyType(self._sharers)),
         )
 
     def balance(self) -> Balance:
@@ -113,19 +113,24 @@ class Books:
         """Running totals equal what the reservations add up to."""
         tensors: dict[TensorDigest, int] = {}
         shared: dict[str, int] = {}
+        holders: Counter[TensorDigest] = Counter()
+        sharers: Counter[str] = Counter()
         for reservation in self._reserved.values():
             tensors.update(reservation.tensors)
             shared.update(reservation.footprint.shared)
+            holders.update(reservation.tensors.keys())
+            sharers.update(reservation.footprint.shared.keys())
         assert self._mapped_bytes == sum(tensors.values()), "the mapped ledger is out of balance. This is a bug."
         assert self._shared_bytes == sum(shared.values()), "the shared ledger is out of balance. This is a bug."
         assert self._own_bytes == sum(r.footprint.own_bytes for r in self._reserved.values()), (
             "the own ledger is out of balance. This is a bug."
         )
-        assert set(self._holders) == set(tensors), "tensor holders are out of balance. This is a bug."
+        assert self._holders == holders, "tensor holders are out of balance. This is a bug."
+        assert self._sharers == sharers, "sharers are out of balance. This is a bug."
 
 
 def anonymous_bytes() -> int:
-    """This process's private resident memory: RssAnon, a counter of the kernel's that costs nothing to read.
+    """Private resident memory of this process: RssAnon, a counter of the kernel's that costs nothing to read.
 
     smaps_rollup's `Anonymous` says the same, but walks every page table: 0.3 s with 600 models mapped.
     """
@@ -135,10 +140,10 @@ def anonymous_bytes() -> int:
     raise RuntimeError("/proc/self/status has no RssAnon: flatshare needs Linux 4.5 or later")
 
 
-def _drop(counter: Counter[str] | Counter[TensorDigest], name: str) -> bool:
+def _drop(counter: Counter[Name], name: Name) -> bool:
     """Count one less; True if that was the last."""
-    counter[name] -= 1  # type: ignore[index]  # either kind of key is a str
-    if counter[name] > 0:  # type: ignore[index]
+    counter[name] -= 1
+    if counter[name] > 0:
         return False
-    del counter[name]  # type: ignore[arg-type]
+    del counter[name]
     return True

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import AlreadyLoaded, FlatshareError, NeverFits, NotResident, OutOfMemory
+from flatshare.core.errors import AlreadyLoaded, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
 from flatshare.core.ids import ModelDigest, ModelKey
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
 from flatshare.instance.books import Balance, Books, Reservation
-from flatshare.instance.finding import ModelFinder
+from flatshare.instance.finding import Finder
 from flatshare.policy import admit
 from flatshare.policy.admit import Verdict
 from flatshare.policy.evict import Resident
@@ -59,8 +59,9 @@ class _Entry:
 
     source: ModelSource
     ready: asyncio.Task["_Loaded"]
+    began_s: float
+    used_s: float
     leases: int = 0
-    used_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -77,7 +78,7 @@ class ModelCache:
     def __init__(
         self,
         backend: Backend,
-        finder: ModelFinder,
+        finder: Finder,
         books: Books,
         threads: Executor,
         clock: Clock,
@@ -93,7 +94,7 @@ class ModelCache:
         self._journal = journal
         self._patience_s = patience_s
         self._entries: dict[ModelKey, _Entry] = {}
-        self._departing: set[asyncio.Task[None]] = set()
+        self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self._changed = asyncio.Event()
 
@@ -129,16 +130,23 @@ class ModelCache:
         entry = self._entries.get(key)
         if entry is None:
             raise NotResident(f"model {key} is not loaded")
-        while entry.leases > 0:
+        while entry.leases > 0 or not entry.ready.done():
             await self._wait_for_change()
-        if self._entries.get(key) is entry:
+        if self._entries.get(key) is entry and _is_loaded(entry):
             await self._remove(key, "unload", "asked for")
 
     async def set_memory(self, memory_bytes: int) -> None:
-        """Change the budget; what no longer fits leaves as soon as it is idle."""
+        """Change the budget; what no longer fits leaves as soon as it is idle.
+
+        Raises OutOfMemory, and keeps the old budget, if what is in use does not fit and stays in use.
+        """
+        before = self._books.balance().memory_limit
         self._books.set_memory(memory_bytes)
-        async with self._admission:
+        try:
             await self._make_room(_NOTHING, "the memory budget shrank")
+        except OutOfMemory:
+            self._books.set_memory(before)
+            raise
 
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
@@ -165,30 +173,29 @@ class ModelCache:
     # Loading.
 
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+        now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
-        entry = self._entries[key] = _Entry(source, task, used_s=self._clock.monotonic_s())
+        entry = self._entries[key] = _Entry(source, task, began_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
     def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
         """A load that failed leaves no trace but its reason."""
-        failed = done.cancelled() or done.exception() is not None
-        if failed and self._entries.get(key) is entry:
+        error = asyncio.CancelledError("the instance stops") if done.cancelled() else done.exception()
+        if error is not None:
             del self._entries[key]
+            sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
+            self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
         self._changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
-        try:
-            stored = await self._finder.find(source, self._digests_in_use())
-            reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_tensors)
-            async with self._admission:
-                reason = await self._make_room(reservation, f"room for {source.uri}")
-                self._books.reserve(key, reservation)
-            model = await self._load_reserved(key, stored)
-        except FlatshareError as error:
-            self._note("refuse" if isinstance(error, OutOfMemory) else "fail", source.uri, str(error), started_s)
-            raise
+        stored = await self._finder.find(source, self._digests_in_use())
+        reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_tensors)
+        if key in self._departing:  # the same model is on its way out, and still in the books
+            await asyncio.wait([self._departing[key]])
+        reason = await self._make_room(reservation, f"room for {source.uri}", key)
+        model = await self._load_reserved(key, stored)
         self._note("load", source.uri, reason, started_s)
         return _Loaded(stored, [model], self._clock.monotonic_s() - started_s)
 
@@ -196,21 +203,31 @@ class ModelCache:
         """The reservation goes with the load if it fails."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
+        except FileNotFoundError as error:  # another instance's disk budget took it between finding and loading
+            self._books.release(key)
+            raise StoreUnavailable(f"the model left this machine's disk while it was loaded ({error.filename}): call again") from error
         except BaseException:
             self._books.release(key)
             raise
 
     # Making room.
 
-    async def _make_room(self, reservation: Reservation, purpose: str) -> str:
-        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it. Raises NeverFits or OutOfMemory."""
+    async def _make_room(self, reservation: Reservation, purpose: str, key: ModelKey | None = None) -> str:
+        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it.
+
+        With a key, the reservation is entered in the same moment. Raises NeverFits or OutOfMemory.
+        """
+        lack = "other loads were first in line"
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with asyncio.timeout(self._patience_s), self._admission:
                 while True:
                     self._changed.clear()
                     admission = admit.decide(self._books.view(self._residents()), self._books.need(reservation))
                     if admission.verdict is Verdict.ADMIT:
+                        if key is not None:
+                            self._books.reserve(key, reservation)
                         return admission.reason
+                    lack = admission.reason
                     if admission.verdict is Verdict.NEVER_FITS:
                         raise NeverFits(admission.reason)
                     for victim in filter(self._is_idle, admission.victims):
@@ -218,14 +235,14 @@ class ModelCache:
                     if admission.verdict is Verdict.WAIT:
                         await self._changed.wait()
         except TimeoutError as error:
-            raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {admission.reason}; call again, or raise --memory") from error
+            raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
 
     async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
         """Out of the table at once, out of the books when the memory is given back."""
         entry = self._entries.pop(key)
         departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, reason))
-        self._departing.add(departure)
-        departure.add_done_callback(self._departing.discard)
+        self._departing[key] = departure
+        departure.add_done_callback(lambda _: self._departing.pop(key))
         await asyncio.shield(departure)
 
     async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
@@ -236,7 +253,7 @@ class ModelCache:
         self._note(kind, entry.source.uri, reason, started_s)
         self._changed.set()
 
-    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:  # noqa: FBT001
+    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()
         if is_last:
             self._backend.shrink()
@@ -246,7 +263,8 @@ class ModelCache:
 
     def _resident(self, key: ModelKey, entry: _Entry) -> Resident:
         reservation = self._books.reservation(key)
-        return Resident(key, entry.used_s, entry.leases, reservation.footprint.own_bytes, reservation.tensors)
+        footprint = reservation.footprint
+        return Resident(key, entry.used_s, entry.leases, footprint.own_bytes, reservation.tensors, footprint.shared)
 
     def _is_idle(self, key: ModelKey) -> bool:
         """Still here and not lent out: what was idle when the plan was made may have found a rider since."""

@@ -1,9 +1,11 @@
 """Step 5b: from an artifact's address to a model in this machine's store, importing it if it is new."""
 
 import asyncio
+import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Protocol
 
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
@@ -15,6 +17,11 @@ from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 
 _RETIRE_AFTER_S = 20.0  # the import process holds 60 MB; it starts in half a second
+
+
+class Finder(Protocol):
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
+        """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
 
 
 class ModelFinder:
@@ -42,7 +49,7 @@ class ModelFinder:
         if self._retirement is not None:
             self._retirement.cancel()
         if self._pool is not None:
-            for process in self._pool._processes.values():  # noqa: SLF001  # an import under way must not delay the exit
+            for process in self._pool._processes.values():  # an import under way must not delay the exit
                 process.terminate()
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
@@ -53,6 +60,7 @@ class ModelFinder:
         version = probe(uri, root=source.root).version
         digest = self._store.catalog.model_of(uri, version)
         if digest is not None:
+            self._store.catalog.touch(digest, time.time())
             return self._store.stored(digest)
         refusal = self._store.catalog.refusal_of(uri, version)
         if refusal is not None:

@@ -7,8 +7,10 @@ import ctypes
 import fcntl
 import shutil
 import signal
+import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flatshare.core.errors import BadPackage, DiskFull
@@ -17,12 +19,13 @@ from flatshare.core.settings import StoreLimits
 from flatshare.core.sizes import format_size
 from flatshare.package.importer import import_checkpoint
 from flatshare.policy import evict
-from flatshare.policy.evict import Resident, Shortage
+from flatshare.policy.evict import Holders, Resident, Shortage
 from flatshare.store.catalog import Refusal
 from flatshare.store.sources import Artifact, fetch, probe
-from flatshare.store.tensors import TensorStore
+from flatshare.store.tensors import RepairReport, TensorStore
 
 _PR_SET_PDEATHSIG = 1
+_STALE_AFTER_S = 3600.0  # a fetch that broke off goes on where it stopped, if it is asked for again within the hour
 
 
 def die_with_parent() -> None:
@@ -53,9 +56,26 @@ def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: in
         return report.manifest.digest
 
 
+def repair(store: TensorStore) -> RepairReport:
+    """What an instance does when it starts: bring the store back in order after an import that was killed.
+
+    Other instances may be at work in the same store: their imports are waited for, their folders left alone.
+    """
+    for folder in store.incoming_dir.iterdir():
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
+            _remove_if_nobody_imports(folder)
+    return store.repair()
+
+
+def _remove_if_nobody_imports(incoming: Path) -> None:
+    with incoming.with_suffix(".lock").open("a") as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(incoming)
+
+
 @contextmanager
 def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
-    """One import per artifact on this machine, whoever asks. Yields the folder for its files, which an earlier try may have filled in part."""
+    """One import per artifact on this machine, whoever asks. Yields the folder for its files; an earlier try may have filled it in part."""
     name = model_key(uri)
     incoming = store.incoming_dir / name
     with (store.incoming_dir / f"{name}.lock").open("a") as file:
@@ -73,11 +93,8 @@ def _make_room(store: TensorStore, artifact: Artifact, disk_bytes: int, in_use: 
     residents = [
         Resident(ModelKey(m.manifest.digest), m.used_s, int(m.manifest.digest in in_use), 0, m.manifest.distinct_tensors) for m in models
     ]
-    holders: dict[str, int] = {}
-    for resident in residents:
-        for tensor in resident.tensors:
-            holders[tensor] = holders.get(tensor, 0) + 1
-    victims = evict.choose(residents, holders, shortage)  # type: ignore[arg-type]  # TensorDigest is a str
+    holders = Counter(tensor for resident in residents for tensor in resident.tensors)
+    victims = evict.choose(residents, Holders(holders), shortage)
     if victims is None:
         raise DiskFull(f"the artifact has {format_size(artifact.size_bytes)}, the disk budget is {format_size(disk_bytes)}: raise --disk")
     for model in models:

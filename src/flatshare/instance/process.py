@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
+from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.books import Books, anonymous_bytes
@@ -29,6 +30,7 @@ _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool) -> None:
     """Serve until SIGTERM, or end of file on stdin if `follow_stdin`; then finish what is under way, within the drain time."""
     store = TensorStore(settings.store_dir)
+    _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     backend = MappedBackend(concurrent_runs=settings.workers)
     workbench = Workbench(settings.workers, settings.max_waiting)
@@ -49,6 +51,18 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     workbench.close()
     threads.shutdown(wait=True, cancel_futures=True)
     log.info("instance_stopped")
+
+
+def _repair(store: TensorStore) -> None:
+    """Before the first request: what a killed import left goes, and models without their files are imported anew."""
+    report = importing.repair(store)
+    if report.removed_files or report.dropped_models:
+        log.warning(
+            "store_repaired",
+            removed_files=report.removed_files,
+            lost_packs=report.lost_packs,
+            dropped_models=report.dropped_models,
+        )
 
 
 def _stop_at_end_of_input(server: HandlerServer) -> None:

@@ -97,7 +97,7 @@ def _bert_shape(config: dict[str, Any]) -> BertShape:
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise UnsupportedModel("config.json describes a decoder: only encoders are served")
     activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UnsupportedModel(f"hidden_act {activation!r} is not served: known are {', '.join(ACTIVATIONS)}")
     shape = BertShape(
         vocabulary=_size(config, "vocab_size"),
@@ -170,8 +170,8 @@ def _module(module: Any) -> tuple[str, str]:
     if not isinstance(module, dict) or not isinstance(module.get("type"), str) or not isinstance(module.get("path", ""), str):
         raise BadPackage("modules.json: each module needs a 'type' and a 'path'")
     path = module.get("path", "")
-    if path.startswith("/") or ".." in path.split("/"):
-        raise BadPackage(f"modules.json: path {path!r} leaves the checkpoint")
+    if path.startswith("/") or ".." in path.split("/") or len(path) > 255:
+        raise BadPackage(f"modules.json: path {path[:255]!r} leaves the checkpoint, or is longer than 255 characters")
     return module["type"].rsplit(".", 1)[-1], path
 
 

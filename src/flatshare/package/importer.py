@@ -40,7 +40,9 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     weights = WeightsFile(checkpoint.weights_path)
     graph = sentence_encoder(checkpoint.shape, checkpoint.head)
     found = [(wanted, _find(weights, wanted)) for wanted in graph.weights]
-    tokenizer = canonical_tokenizer(checkpoint.tokenizer_path, limits, vocabulary=checkpoint.shape.vocabulary)
+    tokenizer = canonical_tokenizer(
+        checkpoint.tokenizer_path, limits, vocabulary=checkpoint.shape.vocabulary, max_tokens=checkpoint.max_tokens
+    )
     with store.writing() as writer:
         tensors = tuple(writer.add_tensor(wanted.name, weights.float32(entry)) for wanted, entry in found)
         notes = checkpoint.notes + _conversions(entry for _, entry in found)
@@ -56,7 +58,8 @@ def _find(weights: WeightsFile, wanted: WeightInput) -> WeightEntry:
         raise BadPackage(f"model.safetensors lacks the tensor '{wanted.name}', which config.json asks for")
     if entry.shape != wanted.shape:
         raise BadPackage(
-            f"tensor '{entry.name}' has shape {list(entry.shape)}, config.json asks for {list(wanted.shape)}: weights and config do not belong together"
+            f"tensor '{entry.name}' has shape {list(entry.shape)}, config.json asks for {list(wanted.shape)}: "
+            f"weights and config do not belong together"
         )
     if entry.dtype not in FLOATS:
         raise BadPackage(f"tensor '{entry.name}' is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")

@@ -10,10 +10,11 @@ from flatshare.core.errors import BadPackage
 from flatshare.core.settings import StoreLimits
 
 
-def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int) -> bytes:
+def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int, max_tokens: int) -> bytes:
     """tokenizer.json with its baked-in truncation and padding reset, in one spelling.
 
-    Raises BadPackage if it cannot be read, or knows tokens that the word embeddings do not have.
+    Raises BadPackage if it cannot be read, knows tokens that the word embeddings do not have,
+    or leaves no room for text among `max_tokens`.
     """
     if path.stat().st_size > limits.max_json_bytes:
         raise BadPackage(f"tokenizer.json has more than {limits.max_json_bytes} bytes")
@@ -25,17 +26,20 @@ def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int) -> 
         raise BadPackage("tokenizer.json is not a JSON object")
     fields["truncation"] = fields["padding"] = None
     canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    _check(canonical, vocabulary)
+    _check(canonical, vocabulary, max_tokens)
     return canonical
 
 
-def _check(canonical: bytes, vocabulary: int) -> None:
+def _check(canonical: bytes, vocabulary: int, max_tokens: int) -> None:
     try:
         tokenizer = Tokenizer.from_str(canonical.decode())
-    except Exception as error:  # noqa: BLE001  # the library raises plain Exception for whatever is wrong with the file
+    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
         raise BadPackage(f"tokenizer.json cannot be used: {error}") from error
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= vocabulary:
         raise BadPackage(
             f"tokenizer.json has token {highest}, the word embeddings have {vocabulary} rows: tokenizer and weights do not belong together"
         )
+    special = tokenizer.num_special_tokens_to_add(is_pair=False)
+    if special >= max_tokens:
+        raise BadPackage(f"tokenizer.json adds {special} special tokens, the model takes {max_tokens} tokens: that leaves none for text")

@@ -76,10 +76,17 @@ class WeightsFile:
         elif entry.dtype == "BF16":  # the upper half of a float32
             values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
         elif entry.dtype in FLOATS:
-            values = raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]).astype("<f4")
+            values = self._narrowed(entry, raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]))
         else:
             raise BadPackage(f"tensor '{entry.name}' in {self._name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")
         return values.reshape(entry.shape)
+
+    def _narrowed(self, entry: WeightEntry, values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+        try:
+            with np.errstate(over="raise"):
+                return values.astype("<f4")
+        except FloatingPointError as error:
+            raise BadPackage(f"tensor '{entry.name}' in {self._name} has values that float32 cannot hold: save it as F32") from error
 
 
 def _read_entries(file_name: str, header: bytes, data_bytes: int) -> list[WeightEntry]:
@@ -100,14 +107,20 @@ def _entry(file_name: str, name: str, value: Any) -> WeightEntry:
     except (TypeError, KeyError, ValueError) as error:
         raise BadPackage(f"tensor '{name}' in {file_name} lacks dtype, shape or data_offsets: the file is damaged") from error
     numbers = (*shape, begin, end)
-    if dtype not in _ITEM_BYTES or len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+    if (
+        not isinstance(dtype, str)
+        or dtype not in _ITEM_BYTES
+        or len(shape) > _MAX_RANK
+        or not all(type(n) is int and 0 <= n < 2**63 for n in numbers)
+    ):
         raise BadPackage(
             f"tensor '{name}' in {file_name} has an unusable dtype, shape or offset ({dtype}, {list(shape)[:9]}, {begin}, {end})"
         )
     expected = prod(shape) * _ITEM_BYTES[dtype]
     if end - begin != expected:
         raise BadPackage(
-            f"tensor '{name}' in {file_name} lies about its size: {list(shape)} of {dtype} takes {expected} bytes, its offsets span {end - begin}"
+            f"tensor '{name}' in {file_name} lies about its size: {list(shape)} of {dtype} takes {expected} bytes, "
+            f"its offsets span {end - begin}"
         )
     return WeightEntry(name, dtype, shape, begin, end)
 

@@ -10,7 +10,7 @@ from enum import Enum
 from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.core.sizes import format_size
 from flatshare.policy import evict
-from flatshare.policy.evict import Resident, Shortage
+from flatshare.policy.evict import Holders, Name, Resident, Shortage
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +20,21 @@ class MemoryView:
     memory_limit: int
     anonymous_limit: int
     base_anonymous: int
-    """What the process takes with no model at all, workspaces included."""
+    """What the process takes with no model at all."""
     anonymous: int
     """Base plus what the residents have reserved."""
     mapped: int
     """Distinct weight bytes of the residents."""
     residents: tuple[Resident, ...]
-    holders: Mapping[TensorDigest, int]
+    holders: Holders
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What one more model takes."""
+    """What one more model takes, as if it were alone."""
 
-    anonymous_bytes: int
+    own_bytes: int
+    shared: Mapping[str, int]
     tensors: Mapping[TensorDigest, int]
 
 
@@ -54,16 +55,16 @@ class Admission:
 def decide(view: MemoryView, need: Need) -> Admission:
     """Admit, evict first, wait for a lease to end, or refuse for ever; with the reason as a sentence."""
     total = sum(need.tensors.values())
-    if refusal := _never_fits(view, need.anonymous_bytes, total):
+    if refusal := _never_fits(view, need.own_bytes + sum(need.shared.values()), total):
         return Admission(Verdict.NEVER_FITS, (), refusal)
-    new = sum(size for tensor, size in need.tensors.items() if tensor not in view.holders)
-    shortage = shortage_after(view, need.anonymous_bytes, new)
+    new = _unheld(need.tensors, view.holders.tensors)
+    shortage = shortage_after(view, need.own_bytes + _unheld(need.shared, view.holders.shared), new)
     if shortage.is_over:
         return Admission(Verdict.ADMIT, (), f"{format_size(new)} new of {format_size(total)} mapped")
     # A victim may hold what the newcomer shares: then it comes free, and the newcomer brings it back. Count those as needed.
-    holders = {tensor: count + (tensor in need.tensors) for tensor, count in view.holders.items()}
+    holders = Holders(_with_newcomer(view.holders.tensors, need.tensors), _with_newcomer(view.holders.shared, need.shared))
     victims = evict.choose(view.residents, holders, shortage)
-    lack = f"lacked {format_size(max(0, shortage.mapped_bytes))} mapped, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
+    lack = f"lacked {format_size(max(0, shortage.total_bytes))} in all, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
     if victims is None:
         return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use")
     return Admission(Verdict.EVICT_FIRST, victims, lack)
@@ -75,10 +76,22 @@ def shortage_after(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) ->
     return Shortage(anonymous - view.anonymous_limit, anonymous + view.mapped + mapped_bytes - view.memory_limit)
 
 
+def _unheld(wanted: Mapping[Name, int], holders: Mapping[Name, int]) -> int:
+    """Bytes of what nobody holds yet."""
+    return sum(size for name, size in wanted.items() if name not in holders)
+
+
+def _with_newcomer(holders: Mapping[Name, int], wanted: Mapping[Name, int]) -> dict[Name, int]:
+    return {name: count + (name in wanted) for name, count in holders.items()}
+
+
 def _never_fits(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> str | None:
-    alone = view.base_anonymous + anonymous_bytes
-    if alone > view.anonymous_limit:
-        return f"the model needs {format_size(anonymous_bytes)} of private memory, an empty instance has {format_size(view.anonymous_limit - view.base_anonymous)}: raise --memory"
-    if alone + mapped_bytes > view.memory_limit:
-        return f"the model's weights are {format_size(mapped_bytes)}, an empty instance has room for {format_size(view.memory_limit - alone)}: raise --memory"
+    room = view.anonymous_limit - view.base_anonymous
+    if anonymous_bytes > room:
+        needed = format_size(anonymous_bytes)
+        return f"the model needs {needed} of private memory, an empty instance has {format_size(max(0, room))}: raise --memory"
+    room = view.memory_limit - view.base_anonymous - anonymous_bytes
+    if mapped_bytes > room:
+        weights = format_size(mapped_bytes)
+        return f"the model's weights are {weights}, an empty instance has room for {format_size(max(0, room))}: raise --memory"
     return None

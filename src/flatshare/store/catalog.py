@@ -7,9 +7,10 @@ so whatever is on the disk without a row is rubbish that an interrupted import l
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -23,14 +24,17 @@ CREATE TABLE IF NOT EXISTS tensors (
     shape TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tensors_by_pack ON tensors (pack);
 CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS models (digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS models (
+    digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS model_tensors (
     model TEXT NOT NULL REFERENCES models ON DELETE CASCADE, tensor TEXT NOT NULL REFERENCES tensors,
     PRIMARY KEY (model, tensor)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS model_tensors_by_tensor ON model_tensors (tensor);
-CREATE TABLE IF NOT EXISTS artifacts (uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS artifacts (
+    uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
-CREATE TABLE IF NOT EXISTS refusals (uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusals (
+    uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
 """
 
 
@@ -89,10 +93,11 @@ class Catalog:
         sql.execute("BEGIN IMMEDIATE")
         try:
             yield sql
+            sql.execute("COMMIT")
         except BaseException:
-            sql.execute("ROLLBACK")
+            if sql.in_transaction:  # SQLite has ended it already if the disk is full
+                sql.execute("ROLLBACK")
             raise
-        sql.execute("COMMIT")
 
     def model_of(self, uri: ArtifactUri, version: str) -> ModelDigest | None:
         row = self._one("SELECT model FROM artifacts WHERE uri = ? AND version = ?", uri, version)
@@ -121,8 +126,8 @@ class Catalog:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
 
     def touch(self, digest: ModelDigest, now_s: float) -> None:
-        """Note that the model was loaded, so that disk eviction knows what is in use."""
-        with self.transaction() as sql:
+        """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
+        with suppress(sqlite3.OperationalError), self.transaction() as sql:
             sql.execute("UPDATE models SET used_s = ? WHERE digest = ?", (now_s, digest))
 
     def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:
@@ -168,13 +173,13 @@ class Catalog:
         )
         return [(TensorDigest(row[0]), TensorPlace(row[1], row[2]), row[3], row[4]) for row in rows]
 
-    def _one(self, statement: str, *values: object) -> tuple[object, ...] | None:
-        row: tuple[object, ...] | None = self._connection().execute(statement, values).fetchone()
+    def _one(self, statement: str, *values: object) -> tuple[Any, ...] | None:
+        row: tuple[Any, ...] | None = self._connection().execute(statement, values).fetchone()
         return row
 
     def _count(self, statement: str) -> int:
         row = self._one(statement)
-        return int(str(row[0])) if row and row[0] is not None else 0
+        return int(row[0]) if row and row[0] is not None else 0
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)

@@ -25,12 +25,12 @@ class PackMap:
     """One pack file in memory."""
 
     def __init__(self, region: "ctypes.Array[ctypes.c_char]") -> None:
-        self._bytes = np.frombuffer(region, np.uint8)
-        self._bytes.flags.writeable = False
+        self._bytes: NDArray[np.uint8] = np.frombuffer(memoryview(region).toreadonly(), np.uint8)
 
     def tensor(self, offset: int, shape: tuple[int, ...], size_bytes: int) -> NDArray[np.float32]:
         """A float32 view: nothing is read until it is used, and the map lives as long as the view."""
-        return self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
+        tensor: NDArray[np.float32] = self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
+        return tensor
 
 
 class MapPool:
@@ -64,5 +64,5 @@ def _map(path: Path) -> "ctypes.Array[ctypes.c_char]":
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {path}: {os.strerror(code)}")
     region = (ctypes.c_char * size).from_address(address)
-    weakref.finalize(region, _libc.munmap, address, size)
+    weakref.finalize(region, _libc.munmap, address, size).atexit = False  # at exit the kernel does it, when no thread reads any more
     return region

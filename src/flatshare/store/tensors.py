@@ -13,6 +13,7 @@ Killed anywhere before the commit, it leaves files without rows, which `repair` 
 import fcntl
 import hashlib
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from flatshare.core.errors import DiskFull
@@ -69,6 +71,8 @@ class TensorStore:
         if manifest is None:
             return None
         places = self.catalog.places(digest)
+        if len(places) != len(manifest.distinct_tensors):  # it was collected between the two reads
+            return None
         return StoredModel(
             manifest, places, str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer)), str(self.packs_dir)
         )
@@ -88,21 +92,16 @@ class TensorStore:
         with self._lock():
             writer = StoreWriter(self)
             try:
-                yield writer
-            except OSError as error:
-                if error.errno in _OUT_OF_SPACE:
-                    raise DiskFull(
-                        f"the disk of {self.folder} is full: free space, or lower --disk so that unused models go earlier"
-                    ) from error
-                raise
+                with self._disk_errors():
+                    yield writer
             finally:
                 writer.discard()
 
     def repair(self) -> RepairReport:
         """Bring disk and catalog together again: files without a row go, models without their files are imported anew when asked for."""
         with self._lock():
+            removed = self._remove_strays()
             known = self.catalog.pack_sizes()
-            removed = [path for path in self._stray_files(known) if _removed(path)]
             lost = [pack for pack, size in known.items() if _size(self.pack_path(pack)) != size]
             lost_blobs = [digest for digest in self.catalog.blob_digests() if not self.blob_path(digest).exists()]
             dropped = self._drop_models_that_lost(lost, lost_blobs)
@@ -114,7 +113,7 @@ class TensorStore:
         A pack that still holds something is written anew once more than half of it is dead; its old file stays readable for
         whoever has mapped it.
         """
-        with self._lock():
+        with self._lock(), self._disk_errors():
             before = self.catalog.disk_bytes()
             with self.catalog.transaction() as sql:
                 models = sql.execute("DELETE FROM models WHERE digest NOT IN (SELECT model FROM artifacts)").rowcount
@@ -122,10 +121,10 @@ class TensorStore:
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
+            self._remove_strays()  # first, so that there is room on a full disk for what is written anew
             for pack, size in self.catalog.pack_sizes().items():
                 self._compact(pack, size)
-            for path in self._stray_files(self.catalog.pack_sizes()):
-                _removed(path)
+            self._remove_strays()
             return CollectReport(models, tensors, before - self.catalog.disk_bytes())
 
     def verify(self) -> Iterator[tuple[str, bool]]:
@@ -182,11 +181,17 @@ class TensorStore:
         if sum(size for _, _, size, _ in tensors) * 2 >= size_bytes:
             return
         writer = StoreWriter(self)
-        with self.pack_path(pack).open("rb") as file:
-            for digest, place, size, shape in tensors:
-                file.seek(place.offset)
-                writer.append(TensorSpec("", digest, tuple(int(n) for n in shape.strip("[]").split(",") if n), size), file.read(size))
-        fresh, fresh_bytes, moved = writer.finish_pack()
+        try:
+            with self.pack_path(pack).open("rb") as file:
+                for digest, place, size, shape in tensors:
+                    file.seek(place.offset)
+                    writer.append(TensorSpec("", digest, tuple(orjson.loads(shape)), size), file.read(size))
+            self._move(pack, *writer.finish_pack())
+            writer.keep()
+        finally:
+            writer.discard()
+
+    def _move(self, pack: str, fresh: str, fresh_bytes: int, moved: list[tuple[TensorSpec, int]]) -> None:
         with self.catalog.transaction() as sql:
             sql.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (fresh, fresh_bytes))
             sql.executemany(
@@ -195,10 +200,21 @@ class TensorStore:
             )
             sql.execute("DELETE FROM packs WHERE id = ?", (pack,))
 
-    def _stray_files(self, known_packs: dict[str, int]) -> list[Path]:
-        blobs = self.catalog.blob_digests()
-        strays = [path for path in self.packs_dir.iterdir() if path.suffix != ".pack" or path.stem not in known_packs]
-        return strays + [path for path in self.blobs_dir.iterdir() if path.name not in blobs]
+    def _remove_strays(self) -> list[Path]:
+        """Delete the files that no row names."""
+        packs, blobs = self.catalog.pack_sizes(), self.catalog.blob_digests()
+        strays = [path for path in self.packs_dir.iterdir() if path.suffix != ".pack" or path.stem not in packs]
+        strays += [path for path in self.blobs_dir.iterdir() if path.name not in blobs]
+        return [path for path in strays if _removed(path)]
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.OperationalError) as error:
+            if not _is_out_of_space(error):
+                raise
+            raise DiskFull(f"the disk of {self.folder} is full: free space, or lower --disk so that unused models go earlier") from error
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -214,8 +230,11 @@ class StoreWriter:
         self._store = store
         self._pack_path = store.packs_dir / f"{uuid4().hex}.tmp"
         self._pack = _LazyFile(self._pack_path)
+        self._uncommitted = [self._pack_path]
+        self._digests: set[TensorDigest] = set()
         self._written: list[tuple[TensorSpec, int]] = []
         self._blobs: list[tuple[Digest, str, int]] = []
+        self._has_new_blob = False
 
     @property
     def new_bytes(self) -> int:
@@ -224,10 +243,10 @@ class StoreWriter:
 
     def add_tensor(self, name: str, array: NDArray[np.float32]) -> TensorSpec:
         """Store the tensor unless it is known, and return it with its digest: sha256 over shape and little-endian bytes."""
-        data = memoryview(np.ascontiguousarray(array, dtype="<f4")).cast("B") if array.size else memoryview(b"")
+        data = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
         digest = _hashed(_shape_text(array.shape), data)
         tensor = TensorSpec(name, digest, tuple(array.shape), data.nbytes)
-        if not self._store.catalog.has_tensor(digest) and all(known.digest != digest for known, _ in self._written):
+        if digest not in self._digests and not self._store.catalog.has_tensor(digest):
             self.append(tensor, data)
         return tensor
 
@@ -235,6 +254,7 @@ class StoreWriter:
         """For this module only: put the bytes at the end of the pack, aligned."""
         offset = self._pack.align(PAGE if tensor.size_bytes >= PAGE else _SMALL_ALIGNMENT)
         self._pack.write(data)
+        self._digests.add(tensor.digest)
         self._written.append((tensor, offset))
 
     def add_blob(self, kind: str, data: bytes) -> Digest:
@@ -243,16 +263,19 @@ class StoreWriter:
         path = self._store.blob_path(digest)
         if not path.exists():
             temporary = path.with_suffix(f".{uuid4().hex}.tmp")
+            self._uncommitted += [temporary, path]
             temporary.write_bytes(data)
             _make_durable(temporary)
             temporary.rename(path)
+            self._has_new_blob = True
         self._blobs.append((digest, kind, len(data)))
         return digest
 
     def commit(self, manifest: ModelManifest, uri: ArtifactUri, version: str) -> None:
         """Make the model visible under its artifact: all of it, or nothing."""
         packs = [self.finish_pack()] if self._written else []
-        _make_durable(self._store.blobs_dir)
+        if self._has_new_blob:
+            _make_durable(self._store.blobs_dir)
         with self._store.catalog.transaction() as sql:
             for pack, size, tensors in packs:
                 insert_pack(sql, pack, size, tensors)
@@ -260,12 +283,18 @@ class StoreWriter:
             insert_model(sql, manifest, time.time())
             sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, manifest.digest))
             sql.execute("DELETE FROM refusals WHERE uri = ?", (uri,))
+        self.keep()
+
+    def keep(self) -> None:
+        """What was written is committed now, and `discard` leaves it."""
+        self._uncommitted.clear()
 
     def finish_pack(self) -> tuple[str, int, list[tuple[TensorSpec, int]]]:
         """Durable and under its final name: the pack's id, size in bytes, and each tensor with its offset."""
         size = self._pack.make_durable()
         self._pack.close()
         identity = hashlib.sha256("".join(tensor.digest for tensor, _ in self._written).encode()).hexdigest()[:32]
+        self._uncommitted.append(self._store.pack_path(identity))
         self._pack_path.rename(self._store.pack_path(identity))
         _make_durable(self._store.packs_dir)
         return identity, size, self._written
@@ -273,7 +302,8 @@ class StoreWriter:
     def discard(self) -> None:
         """Remove what was not committed. Does nothing after a commit."""
         self._pack.close()
-        _removed(self._pack_path)
+        for path in self._uncommitted:
+            _removed(path)
 
 
 class _LazyFile:
@@ -308,6 +338,10 @@ class _LazyFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _is_out_of_space(error: OSError | sqlite3.OperationalError) -> bool:
+    return error.errno in _OUT_OF_SPACE if isinstance(error, OSError) else error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
 def _hashed(shape_text: str, data: bytes | memoryview) -> TensorDigest:

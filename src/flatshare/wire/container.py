@@ -4,6 +4,7 @@ Extensions, all optional: a load may say the artifact's `root`; an invoke may ca
 absent is loaded in the same call; answers carry the digest of the weights and where the time went.
 """
 
+import re
 from dataclasses import dataclass
 
 import orjson
@@ -21,6 +22,7 @@ COLD_START_MS = b"x-flatshare-cold-start-ms"
 MODEL_MS = b"x-flatshare-model-ms"
 ERROR = b"x-flatshare-error"
 PAGE_SIZE = 100
+_KEY = re.compile(r"[0-9A-Za-z._-]{1,256}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,24 @@ def parse_load(body: bytes) -> LoadRequest:
         raise BadInput(f"the body is not valid JSON: {error}") from error
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) and fields[name] for name in ("model_name", "url")):
         raise BadInput('the body must be {"model_name": …, "url": …}')
+    if not _KEY.fullmatch(fields["model_name"]):
+        raise BadInput("model_name must have 1 to 256 characters of A-Z, a-z, 0-9, '.', '_' and '-': it becomes a part of paths")
     uri = fields["url"] if "://" in fields["url"] else f"file://{fields['url']}"
-    return LoadRequest(ModelKey(fields["model_name"]), ModelSource(uri, str(fields.get("root", uri))))
+    root = fields.get("root", uri)
+    if not isinstance(root, str):
+        raise BadInput("root must be a URI, or be left out")
+    return LoadRequest(ModelKey(fields["model_name"]), ModelSource(uri, root))
 
 
 def parse_source(request: Request) -> ModelSource | None:
-    """The model's address, if the caller sent it along."""
+    """The model's address, if the caller sent it along. Raises BadInput."""
     uri = request.headers.get(SOURCE_URI.encode())
     if uri is None:
         return None
-    return ModelSource(uri.decode(), request.headers.get(SOURCE_ROOT.encode(), uri).decode())
+    try:
+        return ModelSource(uri.decode(), request.headers.get(SOURCE_ROOT.encode(), uri).decode())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{SOURCE_URI} or {SOURCE_ROOT} is not UTF-8: {error}") from error
 
 
 def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
@@ -87,4 +97,5 @@ def error_sentence(reply: Reply) -> str:
 
 
 def error_reply(status: int, error_name: str, sentence: str) -> Reply:
-    return Reply(status, orjson.dumps({"error": sentence}), headers=[(ERROR, error_name.encode())])
+    sendable = sentence.encode("utf-8", "backslashreplace").decode()  # names of files may hold what UTF-8 cannot
+    return Reply(status, orjson.dumps({"error": sendable}), headers=[(ERROR, error_name.encode())])

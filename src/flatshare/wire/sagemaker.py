@@ -12,7 +12,7 @@ from flatshare.wire import faults
 from flatshare.wire.http import Reply, Request
 
 _PATH = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations")
-_TARGET = re.compile(r"\S[^\x00-\x1f\x7f]{0,1023}")
+_TARGET = re.compile(r"[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,1023}")
 _FORWARDED = (
     "content-type",
     "accept",
@@ -71,8 +71,9 @@ def error_reply(error: FlatshareError, request_id: str) -> Reply:
 def model_error_reply(status: int, message: str, place: "LogPlace", request_id: str) -> Reply:
     """The container answered 4xx or 5xx, or could not load the model: 424, with what it said."""
     side = "client" if status < 500 else "server"
-    text = f'Received {side} error ({status}) from primary with message "{message}". See {place.console_url} in account {place.account} for more information.'
-    fields = {
+    where = f"See {place.console_url} in account {place.account} for more information."
+    text = f'Received {side} error ({status}) from primary with message "{message}". {where}'
+    fields: dict[str, object] = {
         "Message": text,
         "ErrorCode": "CLIENT_ERROR_FROM_MODEL" if status < 500 else "INTERNAL_FAILURE_FROM_MODEL",
         "OriginalStatusCode": status,

@@ -16,6 +16,7 @@ from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelDigest
 
 MAX_TEXTS = 4096
+_MAX_RANK = 8  # more is no tensor of texts, and the product of a long shape takes minutes
 TENSOR = "embedding"
 
 
@@ -36,11 +37,11 @@ class TextRequest:
 
 def parse(content_type: str, body: bytes) -> TextRequest:
     """Raises BadInput with what is wrong and what is accepted."""
-    kind = content_type.split(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind == "text/plain":
         return TextRequest(TextCall((_utf8(body),)), Form.PLAIN)
     if kind not in {"application/json", ""}:
-        raise BadInput(f"content type '{kind}' is not served here: send application/json or text/plain")
+        raise BadInput(f"content type {_short(kind)} is not served here: send application/json or text/plain")
     fields = _json_object(body)
     inputs = fields.get("inputs")
     if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict):
@@ -109,12 +110,12 @@ def _parse_v2(fields: dict[str, Any], inputs: list[Any]) -> TextRequest:
 
 def _tensor_texts(tensor: dict[str, Any]) -> tuple[str, ...]:
     name, datatype, shape, data = (tensor.get(field) for field in ("name", "datatype", "shape", "data"))
-    if not isinstance(name, str):
-        raise BadInput("an input tensor needs a name")
+    if not isinstance(name, str) or len(name) > 256:
+        raise BadInput("an input tensor needs a name of at most 256 characters")
     if datatype != "BYTES":
-        raise BadInput(f"tensor '{name}' is of datatype {datatype!r}: this model takes texts, datatype BYTES")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and n > 0 for n in shape):
-        raise BadInput(f"tensor '{name}' needs a shape of positive integers, such as [2] or [2, 1]")
+        raise BadInput(f"tensor '{name}' is of datatype {_short(datatype)}: this model takes texts, datatype BYTES")
+    if not isinstance(shape, list) or not 1 <= len(shape) <= _MAX_RANK or not all(type(n) is int and n > 0 for n in shape):
+        raise BadInput(f"tensor '{name}' needs a shape of 1 to {_MAX_RANK} positive integers, such as [2] or [2, 1]")
     texts = _flat(data)
     if not texts or not all(isinstance(text, str) for text in texts):
         raise BadInput(f"tensor '{name}' needs data: a list of texts")
@@ -135,6 +136,11 @@ def _check_outputs(outputs: object) -> None:
         return
     if not isinstance(outputs, list) or not all(isinstance(o, dict) and o.get("name") == TENSOR for o in outputs):
         raise BadInput(f"\"outputs\" may only ask for '{TENSOR}'")
+
+
+def _short(value: object) -> str:
+    """For an error's sentence: a caller's megabytes are not sent back."""
+    return repr(value)[:64]
 
 
 def _utf8(body: bytes) -> str:

@@ -35,3 +35,6 @@ class Backend(Protocol):
 
     def shrink(self) -> None:
         """Give memory that is no longer needed back to the system."""
+
+    def statistics(self) -> dict[str, int]:
+        """What the engine holds now, by kind, for status reports."""

@@ -35,6 +35,9 @@ class FakeBackend:
     def shrink(self) -> None:
         self.shrinks += 1
 
+    def statistics(self) -> dict[str, int]:
+        return {"loads": self.loads, "shrinks": self.shrinks}
+
 
 class FakeModel:
     """Answers at once."""

@@ -21,6 +21,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.errors import BadInput
 from flatshare.core.ids import Digest
 from flatshare.core.spec import ModelManifest, StoredModel
 from flatshare.instance.backends.base import Footprint
@@ -107,13 +108,15 @@ class MappedModel:
     def run(self, call: TextCall) -> Embeddings:
         """Tokenise, run texts of equal length together, and put the rows back in order."""
         rows, truncated = self._encoder.encode(call.texts, self._manifest)
+        if not all(rows):
+            raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         vectors = np.empty((len(rows), self._manifest.width), np.float32)
         for group in equal_length_runs([len(row) for row in rows], TOKENS_PER_RUN):
             vectors[group] = self._forward(np.array([rows[i] for i in group], np.int64))
         return Embeddings(vectors, tuple(len(row) for row in rows), truncated)
 
     def _forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """ids [texts, tokens] → [texts, width]. A binding serves one run at a time, so each concurrent run has its own."""
+        """From ids [texts, tokens] to [texts, width]. A binding serves one run at a time, so each concurrent run has its own."""
         try:
             binding = self._bindings.get_nowait()
         except queue.Empty:
@@ -224,7 +227,7 @@ def _share_one_arena() -> None:
 
 
 def _trim_heap() -> None:
-    """glibc keeps freed memory unless asked; other C libraries have no such call, nor the need."""
+    """Freed memory stays with glibc unless asked; other C libraries have no such call, nor the need."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

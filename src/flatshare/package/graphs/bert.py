@@ -5,6 +5,7 @@ flash-attention kernel, which needs 10 MB less workspace at 512 tokens.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flatshare.package.graphs.builder import CONTRIB, GraphBuilder, WeightInput
 
@@ -43,8 +44,9 @@ class GeneratedGraph:
     weights: tuple[WeightInput, ...]
 
 
+@lru_cache(maxsize=8)  # a fleet's models are of few architectures, and a graph takes a quarter of a small import
 def sentence_encoder(shape: BertShape, head: SentenceHead) -> GeneratedGraph:
-    """input_ids int64 [texts, tokens] → embedding float32 [texts, hidden × poolings]."""
+    """input_ids int64 [texts, tokens] → embedding float32 [texts, hidden * poolings]."""
     g = GraphBuilder()
     g.integers("flat", -1, shape.hidden)
     g.node("Concat", [g.node("Shape", ["input_ids"], "texts_tokens"), g.integers("hidden", shape.hidden)], "full", axis=0)
@@ -75,7 +77,7 @@ def _embed(g: GraphBuilder, shape: BertShape) -> str:
 
 
 def _layer(g: GraphBuilder, shape: BertShape, name: str, x: str) -> str:
-    """One encoder layer over x [texts × tokens, hidden]."""
+    """One encoder layer over x [texts * tokens, hidden]."""
     qkv = []
     for part in ("query", "key", "value"):
         projected = g.linear(x, f"{name}.attention.self.{part}", shape.hidden, shape.hidden, f"{name}.{part}.flat")
@@ -92,7 +94,7 @@ def _layer(g: GraphBuilder, shape: BertShape, name: str, x: str) -> str:
 
 
 def _pool(g: GraphBuilder, last: str, pooling: str) -> str:
-    """last [texts, tokens, hidden] → [texts, hidden]. Every token counts: rows are never padded."""
+    """From last [texts, tokens, hidden] to [texts, hidden]. Every token counts: rows are never padded."""
     if pooling == "cls":
         return g.node(
             "Squeeze",

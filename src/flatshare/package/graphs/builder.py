@@ -47,7 +47,7 @@ class GraphBuilder:
         return output
 
     def linear(self, x: str, name: str, inputs: int, outputs: int, output: str) -> str:
-        """x @ weight.T + bias. torch keeps [out, in]: Gemm with transB reads it as it is."""
+        """The line x @ weight.T + bias. torch keeps [out, in]: Gemm with transB reads it as it is."""
         weight, bias = self.weight(f"{name}.weight", outputs, inputs), self.weight(f"{name}.bias", outputs)
         return self.node("Gemm", [x, weight, bias], output, transB=1)
 

@@ -1,0 +1,129 @@
+"""An instance around the fake backend: everything but the engine and the disk is real."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from flatshare.core.call import ModelSource
+from flatshare.core.clock import ManualClock
+from flatshare.core.errors import UnknownTarget
+from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, ModelKey, TensorDigest, model_key
+from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
+from flatshare.instance import books as books_module
+from flatshare.instance.backends.fake import FakeBackend
+from flatshare.instance.books import Books
+from flatshare.instance.cache import ModelCache
+from flatshare.telemetry.journal import Entry, Journal
+
+BASE = 5_000
+SESSION = 10_000  # FakeBackend's SHARED_BYTES
+OWN = 1_000
+
+
+def source(name: str) -> ModelSource:
+    return ModelSource(f"file:///models/{name}", "file:///models/")
+
+
+def key_of(name: str) -> ModelKey:
+    return model_key(ArtifactUri(source(name).uri))
+
+
+def stored_model(name: str, tensors: dict[str, int], *, graph: str = "g") -> StoredModel:
+    digest = ModelDigest(name.encode().hex().ljust(64, "0"))
+    specs = tuple(TensorSpec(t, TensorDigest(t), (size // 4,), size) for t, size in tensors.items())
+    manifest = ModelManifest(digest, "bert", Digest(graph), Digest("t"), specs, 64, 8, False, 0)
+    return StoredModel(manifest, {}, "", "", "")
+
+
+@dataclass
+class FakeFinder:
+    """Knows the models that a test puts in. `gate` holds every search open; what `failures` names goes wrong."""
+
+    models: dict[str, StoredModel] = field(default_factory=dict)
+    failures: dict[str, Exception] = field(default_factory=dict)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    searches: int = 0
+    in_use: frozenset[ModelDigest] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def put(self, name: str, size: int = 1_000, *, graph: str = "g", shared: dict[str, int] | None = None) -> None:
+        self.models[name] = stored_model(name, {f"weights of {name}": size, **(shared or {})}, graph=graph)
+
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
+        self.searches += 1
+        self.in_use = in_use
+        await self.gate.wait()
+        name = source.uri.rsplit("/", 1)[1]
+        if name in self.failures:
+            raise self.failures[name]
+        if name not in self.models:
+            raise UnknownTarget(f"nothing lies at {source.uri}")
+        return replace(self.models[name])
+
+
+@dataclass
+class Flat:
+    """One cache with all its neighbours."""
+
+    cache: ModelCache
+    finder: FakeFinder
+    backend: FakeBackend
+    books: Books
+    clock: ManualClock
+    journal: Journal
+
+    async def use(self, *names: str) -> None:
+        """One request for each, a second apart."""
+        for name in names:
+            self.clock.advance(1)
+            async with self.cache.lease(key_of(name), source(name)):
+                pass
+
+    @property
+    def resident(self) -> set[str]:
+        return {info.uri.rsplit("/", 1)[1] for info in self.cache.snapshot()}
+
+    def entries(self, kind: str) -> list[Entry]:
+        return [entry for entry in self.journal.latest(500) if entry.kind == kind]
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not holds():  # noqa: ASYNC110  (a condition over many objects has no event)
+                await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running_flat(
+    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, threads: Executor | None = None
+) -> AsyncIterator[Flat]:
+    backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
+    books = Books(memory_bytes, anonymous_share, BASE)
+    with threads or ThreadPoolExecutor(2) as loaders:
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s)
+        try:
+            yield Flat(cache, finder, backend, books, clock, journal)
+            cache.check()
+        finally:
+            backend.gate.set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is booked counts: these tests run in a process that holds torch."""
+    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache"}:
+        monkeypatch.setattr(books_module, "anonymous_bytes", lambda: 0)
+
+
+@pytest.fixture
+async def flat() -> AsyncIterator[Flat]:
+    """Room for one session and four models of 1,000 bytes of weights: 5,000 + 10,000 + 4 * (1,000 + 1,000)."""
+    async with running_flat(BASE + SESSION + 4 * (OWN + 1_000), anonymous_share=0.9) as running:
+        for index in range(10):
+            running.finder.put(f"m{index}")
+        yield running

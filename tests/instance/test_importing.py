@@ -1,0 +1,216 @@
+"""A model's way onto this machine: in a process that may die, remembered if refused, within the disk's budget."""
+
+import asyncio
+import fcntl
+import os
+import signal
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from flatshare.core.call import ModelSource
+from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
+from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
+from flatshare.instance import importing, process
+from flatshare.instance.finding import ModelFinder
+from flatshare.instance.importing import import_artifact
+from flatshare.store.tensors import TensorStore
+from tests.checkpoints import random_weights, safetensors, write_checkpoint
+
+NOBODY: frozenset[ModelDigest] = frozenset()
+DISK = 10**9
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TensorStore:
+    return TensorStore(tmp_path / "store")
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+def uri_of(folder: Path) -> ArtifactUri:
+    return ArtifactUri(f"file://{folder}")
+
+
+def bring(store: TensorStore, folder: Path, *, disk_bytes: int = DISK, in_use: frozenset[ModelDigest] = NOBODY) -> ModelDigest:
+    return import_artifact(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use)
+
+
+def refuse_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever imports now has not remembered."""
+    monkeypatch.setattr(importing, "import_checkpoint", lambda *_: pytest.fail("imported again"))
+
+
+class TestWorker:
+    def test_what_is_known_is_not_imported_again(self, store: TensorStore, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = write_checkpoint(models / "a")
+        digest = bring(store, folder)
+        refuse_imports(monkeypatch)
+        assert bring(store, folder) == digest
+
+    def test_what_has_changed_is_imported_again(self, store: TensorStore, models: Path) -> None:
+        folder = write_checkpoint(models / "a", seed=1)
+        first = bring(store, folder)
+        (folder / "model.safetensors").write_bytes(safetensors(random_weights(2)))
+        os.utime(folder / "model.safetensors", (1, 1))
+        assert bring(store, folder) != first
+
+    def test_nothing_of_an_import_stays_behind(self, store: TensorStore, models: Path) -> None:
+        bring(store, write_checkpoint(models / "a"))
+        assert [path.suffix for path in store.incoming_dir.iterdir()] == [".lock"]
+
+    def test_an_artifact_outside_of_its_prefix_is_unknown(self, store: TensorStore, models: Path) -> None:
+        folder = write_checkpoint(models / "a")
+        with pytest.raises(UnknownTarget):
+            import_artifact(store.folder, uri_of(folder), f"file://{models}/b/", DISK, NOBODY)
+
+
+class TestDisk:
+    def test_the_least_recently_used_models_leave_the_disk(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(4)]
+        digests = [bring(store, folder) for folder in folders[:3]]
+        for digest, used_s in zip(digests, (30.0, 10.0, 20.0), strict=True):
+            store.catalog.touch(digest, used_s)
+        budget = store.catalog.disk_bytes() + 15_000
+        newest = bring(store, folders[3], disk_bytes=budget)
+        assert kept(store) == {digests[0], digests[2], newest}
+        assert store.catalog.disk_bytes() <= budget
+
+    def test_models_in_memory_stay_on_the_disk(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(3)]
+        first, second = (bring(store, folder) for folder in folders[:2])
+        store.catalog.touch(first, 1.0)
+        store.catalog.touch(second, 2.0)
+        budget = store.catalog.disk_bytes() + 15_000
+        bring(store, folders[2], disk_bytes=budget, in_use=frozenset({first}))
+        assert first in kept(store)
+        assert second not in kept(store)
+        assert len(kept(store)) == 2
+
+    def test_a_model_beyond_the_whole_budget_is_refused_and_nothing_is_evicted(self, store: TensorStore, models: Path) -> None:
+        first = bring(store, write_checkpoint(models / "a", seed=1))
+        with pytest.raises(DiskFull, match="raise --disk"):
+            bring(store, write_checkpoint(models / "b", seed=2), disk_bytes=store.catalog.disk_bytes() + 10, in_use=frozenset({first}))
+        assert kept(store) == {first}
+
+    async def test_a_load_counts_as_use(self, store: TensorStore, models: Path) -> None:
+        digest = bring(store, write_checkpoint(models / "a"))
+        store.catalog.touch(digest, 1.0)
+        async with finder_of(store) as finder:
+            await finder.find(source(models / "a"), NOBODY)
+        assert store.catalog.models()[0].used_s > 1.0
+
+
+def kept(store: TensorStore) -> set[ModelDigest]:
+    return {model.manifest.digest for model in store.catalog.models()}
+
+
+def source(folder: Path) -> ModelSource:
+    return ModelSource(uri_of(folder), f"file://{folder.parent}")
+
+
+@asynccontextmanager
+async def finder_of(store: TensorStore) -> AsyncIterator[ModelFinder]:
+    with ThreadPoolExecutor(2) as threads:
+        finder = ModelFinder(store, threads, DISK)
+        try:
+            yield finder
+        finally:
+            finder.close()
+
+
+class TestRefusals:
+    def test_a_broken_artifact_is_remembered_until_it_changes(
+        self, store: TensorStore, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = write_checkpoint(models / "a")
+        whole = (folder / "config.json").read_bytes()
+        (folder / "config.json").write_text("{}")
+        with pytest.raises(UnsupportedModel):
+            bring(store, folder)
+        assert asyncio.run(find_again(store, folder, monkeypatch)) == "UnsupportedModel"
+        monkeypatch.undo()
+        (folder / "config.json").write_bytes(whole)
+        assert bring(store, folder) in kept(store)
+
+    def test_what_is_not_the_artifacts_fault_is_not_remembered(
+        self, store: TensorStore, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = write_checkpoint(models / "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(importing, "import_checkpoint", lambda *_: raise_(DiskFull("full")))
+            with pytest.raises(DiskFull):
+                bring(store, folder)
+        assert bring(store, folder) in kept(store)
+
+
+async def find_again(store: TensorStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of the error, from memory: no process is started for it."""
+    monkeypatch.setattr("flatshare.instance.finding.ProcessPoolExecutor", lambda *_, **__: pytest.fail("imported again"))
+    async with finder_of(store) as finder:
+        with pytest.raises(BadPackage) as caught:
+            await finder.find(source(folder), NOBODY)
+    return type(caught.value).__name__
+
+
+def raise_(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.slow
+class TestProcess:
+    async def test_a_worker_that_is_killed_fails_one_call_and_the_next_succeeds(self, store: TensorStore, models: Path) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder:
+            with (store.folder / "import.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # the import stops where it would write
+                finding = asyncio.create_task(finder.find(source(folder), NOBODY))
+                async with asyncio.timeout(20):
+                    while not (store.incoming_dir / model_key(uri_of(folder))).exists():  # noqa: ASYNC110  (another process makes it)
+                        await asyncio.sleep(0.01)
+                assert finder._pool is not None
+                os.kill(next(iter(finder._pool._processes)), signal.SIGKILL)
+                with pytest.raises(StoreUnavailable, match="died"):
+                    await finding
+            found = await finder.find(source(folder), NOBODY)
+        assert found.manifest.digest in kept(store)
+
+    async def test_simultaneous_imports_of_several_models_all_succeed(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(4)]
+        async with finder_of(store) as finder:
+            found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
+        assert len({stored.manifest.digest for stored in found}) == 4
+
+
+class TestRepair:
+    def test_a_stale_folder_that_nobody_imports_into_goes(self, store: TensorStore) -> None:
+        stale, fresh, held = (store.incoming_dir / name for name in ("stale", "fresh", "held"))
+        for folder in (stale, fresh, held):
+            (folder / "parts").mkdir(parents=True)
+        for folder in (stale, held):
+            os.utime(folder, (1, 1))
+        with (store.incoming_dir / "held.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            importing.repair(store)
+        assert {path.name for path in store.incoming_dir.iterdir() if path.is_dir()} == {"fresh", "held"}
+
+    def test_an_instance_repairs_its_store_when_it_starts(
+        self, store: TensorStore, models: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        digest = bring(store, write_checkpoint(models / "a"))
+        (store.packs_dir / "0123.tmp").write_bytes(b"left by a killed import")
+        (store.packs_dir / f"{'a' * 32}.pack").write_bytes(b"renamed, but not committed")
+        process._repair(store)
+        assert len(list(store.packs_dir.iterdir())) == 1
+        assert kept(store) == {digest}
+        assert "store_repaired" in capsys.readouterr().out + capsys.readouterr().err
+
+    def test_a_store_in_order_is_not_worth_a_line(self, store: TensorStore, capsys: pytest.CaptureFixture[str]) -> None:
+        process._repair(store)
+        assert capsys.readouterr() == ("", "")

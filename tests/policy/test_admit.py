@@ -1,0 +1,88 @@
+"""Properties of admission: whoever follows the decision never goes beyond a limit."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flatshare.core.ids import ModelKey, TensorDigest
+from flatshare.policy.admit import MemoryView, Need, Verdict, decide
+from flatshare.policy.evict import Resident
+from tests.policy.test_evict import SHARED, TENSORS, anonymous_of, crowds, holders_of, mapped_of
+
+BASE = 500
+
+
+@st.composite
+def views(draw: st.DrawFn) -> MemoryView:
+    """Books that are in order: what is there is within the limits, unless these have shrunk since."""
+    residents = draw(crowds())
+    return MemoryView(
+        memory_limit=draw(st.integers(400, 14_000)),
+        anonymous_limit=draw(st.integers(400, 12_000)),
+        base_anonymous=BASE,
+        anonymous=BASE + anonymous_of(residents),
+        mapped=mapped_of(residents),
+        residents=residents,
+        holders=holders_of(residents),
+    )
+
+
+@st.composite
+def needs(draw: st.DrawFn) -> Need:
+    tensors = draw(st.sets(st.sampled_from(sorted(TENSORS))))
+    shared = draw(st.sets(st.sampled_from(sorted(SHARED))))
+    return Need(draw(st.integers(0, 300)), {s: SHARED[s] for s in shared}, {t: TENSORS[t] for t in tensors})
+
+
+def newcomer(need: Need) -> Resident:
+    return Resident(ModelKey("new"), 0, 0, need.own_bytes, need.tensors, need.shared)
+
+
+def fits(view: MemoryView, residents: list[Resident]) -> bool:
+    anonymous = BASE + anonymous_of(residents)
+    return anonymous <= view.anonymous_limit and anonymous + mapped_of(residents) <= view.memory_limit
+
+
+@given(views(), needs())
+def test_following_the_decision_never_exceeds_a_limit(view: MemoryView, need: Need) -> None:
+    admission = decide(view, need)
+    if admission.verdict in {Verdict.ADMIT, Verdict.EVICT_FIRST}:
+        remaining = [resident for resident in view.residents if resident.key not in admission.victims]
+        assert fits(view, [*remaining, newcomer(need)])
+
+
+@given(views(), needs())
+def test_a_model_never_fits_exactly_if_it_is_too_large_for_an_empty_instance(view: MemoryView, need: Need) -> None:
+    assert (decide(view, need).verdict is Verdict.NEVER_FITS) == (not fits(view, [newcomer(need)]))
+
+
+@given(views(), needs())
+def test_one_waits_only_if_the_models_in_use_leave_no_room(view: MemoryView, need: Need) -> None:
+    in_use = [resident for resident in view.residents if resident.leases > 0]
+    is_blocked = fits(view, [newcomer(need)]) and not fits(view, [*in_use, newcomer(need)])
+    assert (decide(view, need).verdict is Verdict.WAIT) == is_blocked
+
+
+@given(views(), needs())
+def test_nobody_is_evicted_for_a_model_that_fits_beside_the_others(view: MemoryView, need: Need) -> None:
+    admission = decide(view, need)
+    assert (admission.verdict is Verdict.ADMIT) == fits(view, [*view.residents, newcomer(need)])
+    assert bool(admission.victims) == (admission.verdict is Verdict.EVICT_FIRST)
+
+
+@given(views(), needs())
+def test_every_decision_says_why(view: MemoryView, need: Need) -> None:
+    assert decide(view, need).reason
+
+
+def test_what_victim_and_newcomer_share_is_not_counted_as_freed() -> None:
+    tensor, other = TensorDigest("t7"), TensorDigest("t0")
+    resident = Resident(ModelKey("old"), 0, 0, 0, {tensor: 128})
+    view = MemoryView(BASE + 128, 10_000, BASE, BASE, 128, (resident,), holders_of([resident]))
+    assert decide(view, Need(0, {}, {tensor: 128})).verdict is Verdict.ADMIT
+    assert decide(view, Need(0, {}, {tensor: 128, other: 1})).verdict is Verdict.NEVER_FITS
+
+
+def test_the_last_user_of_a_session_takes_it_along() -> None:
+    resident = Resident(ModelKey("old"), 0, 0, 10, {}, {"session a": 100})
+    view = MemoryView(1_000_000, BASE + 110, BASE, BASE + 110, 0, (resident,), holders_of([resident]))
+    assert decide(view, Need(10, {"session b": 100}, {})).verdict is Verdict.EVICT_FIRST
