@@ -281,11 +281,6 @@ def test_a_model_that_would_not_fit_an_empty_instance_is_refused_with_its_size(c
     crowded.require_right("m0")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="instance: a text of megabytes is tokenised whole: 100 bytes of private memory per byte, which malloc keeps, "
-    "so that the admission policy sees the anonymous ledger overdrawn and no model is loaded any more",
-)
 def test_one_enormous_text_does_not_use_up_the_instances_memory(crowded: Endpoint) -> None:
     crowded.invoke("m0", "hello " * 500_000)
     [instance] = crowded.instances()

@@ -31,6 +31,7 @@ _OWN_BASE_BYTES = 40_000  # of one model's Python and C++ objects: measured, see
 _OWN_BYTES_PER_TENSOR = 1_500
 _SESSION_BYTES = 2_500_000
 _TOKENIZER_BYTES = 7_000_000
+_UNSTABLE_TOKENS = 128  # at the end of a prefix, where a word may have been cut: WordPiece looks at 100 characters of a word
 TOKENS_PER_RUN = 512  # texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text
 _OUTPUT = "embedding"
 
@@ -108,11 +109,11 @@ class MappedModel:
     def run(self, call: TextCall) -> Embeddings:
         """Tokenise, run texts of equal length together, and put the rows back in order."""
         rows, truncated = self._encoder.encode(call.texts, self._manifest)
-        if not all(rows):
+        if not all(len(row) for row in rows):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         vectors = np.empty((len(rows), self._manifest.width), np.float32)
         for group in equal_length_runs([len(row) for row in rows], TOKENS_PER_RUN):
-            vectors[group] = self._forward(np.array([rows[i] for i in group], np.int64))
+            vectors[group] = self._forward(np.stack([rows[i] for i in group]))
         return Embeddings(vectors, tuple(len(row) for row in rows), truncated)
 
     def _forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -146,30 +147,47 @@ class _Architecture:
 
 
 class _TextEncoder:
-    """A tokenizer that never pads, and says when it cuts. Shared by every model with the same tokenizer.json."""
+    """A tokenizer that never pads, and says when it cuts. Shared by every model with the same tokenizer.json.
+
+    Always through `encode_batch_fast`: it alone lets other threads run meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
-    def encode(self, texts: tuple[str, ...], manifest: ModelManifest) -> tuple[list[list[int]], tuple[int, ...]]:
+    def encode(self, texts: tuple[str, ...], manifest: ModelManifest) -> tuple[list[NDArray[np.int64]], tuple[int, ...]]:
         """Token ids of each text, and the indices of those that were cut to `max_tokens`."""
-        if manifest.is_lowercased:
-            texts = tuple(text.lower() for text in texts)
-        encodings = self._tokenizer.encode_batch_fast(list(texts)) if len(texts) > 1 else [self._tokenizer.encode(texts[0])]
-        rows = [encoding.ids for encoding in encodings]
-        truncated = tuple(index for index, row in enumerate(rows) if len(row) > manifest.max_tokens)
-        for index in truncated:
-            rows[index] = self._cut(texts[index], manifest.max_tokens)
-        return rows, truncated
+        rows, truncated = [], []
+        for index, text in enumerate(texts):
+            ids, is_cut = self._encode_one(text.lower() if manifest.is_lowercased else text, manifest.max_tokens)
+            rows.append(np.array(ids, np.int64))
+            if is_cut:
+                truncated.append(index)
+        return rows, tuple(truncated)
 
-    def _cut(self, text: str, max_tokens: int) -> list[int]:
-        """Truncated as in training: the special tokens stay at both ends."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        encoding.truncate(max_tokens - self._tokenizer.num_special_tokens_to_add(is_pair=False))
+    def _encode_one(self, text: str, max_tokens: int) -> tuple[list[int], bool]:
+        """Ids, and whether the text was cut. An enormous text is read only as far as its first tokens reach."""
+        for characters in prefix_lengths(len(text), max_tokens):
+            encoding = self._tokenizer.encode_batch_fast([text[:characters]], add_special_tokens=False)[0]
+            if len(encoding) + self._special > max_tokens + _UNSTABLE_TOKENS or characters == len(text):
+                break
+        is_cut = characters < len(text) or len(encoding) + self._special > max_tokens
+        if is_cut:
+            encoding.truncate(max_tokens - self._special)
         ids: list[int] = self._tokenizer.post_process(encoding).ids
-        return ids
+        return ids, is_cut
+
+
+def prefix_lengths(characters: int, max_tokens: int) -> Iterator[int]:
+    """How much of a text to tokenise, in growing steps: all of a usual one, 256 characters per token of an absurd one."""
+    length = 32 * max_tokens
+    while length < min(characters, 256 * max_tokens):
+        yield length
+        length *= 4
+    yield min(characters, 256 * max_tokens)
 
 
 class _Shrinker:
