@@ -240,6 +240,7 @@ class TestUnloading:
         flat.finder.gate.set()
         async with asyncio.timeout(1):
             await unloading
+        assert flat.backend.loads == 1
         assert (flat.resident, flat.books.balance().models) == (set(), 0)
 
     async def test_a_model_whose_load_fails_is_gone_already(self, flat: Flat) -> None:

@@ -86,3 +86,11 @@ def test_the_last_user_of_a_session_takes_it_along() -> None:
     resident = Resident(ModelKey("old"), 0, 0, 10, {}, {"session a": 100})
     view = MemoryView(1_000_000, BASE + 110, BASE, BASE + 110, 0, (resident,), holders_of([resident]))
     assert decide(view, Need(10, {"session b": 100}, {})).verdict is Verdict.EVICT_FIRST
+
+
+def test_a_victim_that_holds_only_what_the_newcomer_brings_back_is_not_enough() -> None:
+    common, other, new = TensorDigest("t7"), TensorDigest("t6"), TensorDigest("t5")
+    old = Resident(ModelKey("old"), 0, 0, 0, {common: 128}, {"session": 7})
+    young = Resident(ModelKey("young"), 1, 0, 0, {other: 64})
+    view = MemoryView(BASE + 7 + 192, 10_000, BASE, BASE + 7, 192, (old, young), holders_of([old, young]))
+    assert decide(view, Need(0, {"session": 7}, {common: 128, new: 32})).victims == ("old", "young")

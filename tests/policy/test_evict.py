@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.policy.evict import Holders, Resident, Shortage, choose
 
-TENSORS = {TensorDigest(f"t{i}"): 2**i for i in range(8)}  # powers of two: each subset has a sum of its own
-SHARED = {f"s{i}": 2 ** (10 + i) for i in range(4)}
+TENSORS: dict[TensorDigest, int] = {TensorDigest(f"t{i}"): 2**i for i in range(8)}  # powers of two: each subset has a sum of its own
+SHARED: dict[str, int] = {f"s{i}": 2 ** (10 + i) for i in range(4)}
 SHORTAGES = st.builds(Shortage, st.integers(-50, 9_000), st.integers(-50, 12_000))
 
 
