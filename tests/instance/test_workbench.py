@@ -11,8 +11,8 @@ from flatshare.instance.workbench import Workbench
 
 async def test_the_result_comes_with_its_seconds() -> None:
     bench = Workbench(1, 1)
-    result, seconds = await bench.run(lambda: 42)
-    assert (result, seconds >= 0, bench.in_flight) == (42, True, 0)
+    run = await bench.run(lambda: 42)
+    assert (run.result, run.seconds >= 0, bench.in_flight) == (42, True, 0)
     bench.close()
 
 
@@ -32,8 +32,8 @@ async def test_more_than_may_wait_are_turned_away() -> None:
     with pytest.raises(Overloaded, match="5 requests wait"):
         await bench.run(gate.wait)
     gate.set()
-    assert [result for result, _ in await asyncio.gather(*runs)] == [True] * 5
-    assert (await bench.run(lambda: 1))[0] == 1
+    assert [run.result for run in await asyncio.gather(*runs)] == [True] * 5
+    assert (await bench.run(lambda: 1)).result == 1
     bench.close()
 
 
@@ -48,5 +48,26 @@ async def test_one_who_leaves_the_queue_is_not_run() -> None:
     gate.set()
     await asyncio.gather(first, third)
     assert ran == ["third"]
+    assert bench.in_flight == 0
+    bench.close()
+
+
+async def test_one_who_leaves_while_its_run_goes_on_keeps_its_place_until_it_is_over() -> None:
+    bench, begun, gate = Workbench(1, 0), threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return gate.wait()
+
+    leaving = asyncio.create_task(bench.run(work))
+    await asyncio.to_thread(begun.wait)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    assert not leaving.done()
+    with pytest.raises(Overloaded):
+        await bench.run(gate.wait)
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
     assert bench.in_flight == 0
     bench.close()

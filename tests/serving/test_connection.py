@@ -91,6 +91,20 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
         assert [(r.method, r.path, r.query) for r in built.requests] == [("POST", "/a b", b"x=1")] * 2
 
 
+async def test_a_caller_who_answers_at_once_is_never_forgotten() -> None:
+    """The next request may arrive in the very turn of the loop in which the last answer was written."""
+    async with house() as built:
+
+        async def talk() -> None:
+            async with caller(built) as c:
+                for _ in range(300):
+                    c.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                    await c.answer()
+
+        await asyncio.gather(*(talk() for _ in range(8)))
+        assert len(built.requests) == 8 * 300
+
+
 async def test_pipelined_requests_are_answered_in_order() -> None:
     async with house() as built, caller(built) as c:
         c.writer.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(20)))

@@ -200,19 +200,21 @@ class Connection(asyncio.Protocol):
                 self._transport.close()
                 return
             arrival = self._arrived.popleft() if self._arrived else None
+        self._rest()  # at once: whoever reads our answer may send the next request before this task counts as done
 
-    def _settle(self, done: asyncio.Task[None]) -> None:
-        """Back to idle; a handler that failed to answer has a bug, and its caller must not wait for ever."""
+    def _rest(self) -> None:
+        """Back to idle."""
         self._handling = None
         self.since_s = self._loop.time()
-        if self._transport is None or done.cancelled():
-            return
-        if done.exception() is not None:
-            log.error("handler_failed", exc_info=done.exception())
-            self._transport.abort()
-        elif self._is_paused and not self._transport.is_closing():
+        if self._is_paused and self._transport is not None and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()
+
+    def _settle(self, done: asyncio.Task[None]) -> None:
+        """A handler that failed to answer has a bug, and its caller must not wait for ever."""
+        if not done.cancelled() and done.exception() is not None:
+            log.error("handler_failed", exc_info=done.exception())
+            self.abort()
 
     def _write(self, reply: Reply, *, is_head: bool, closes: bool) -> None:
         if self._transport is None or self._transport.is_closing():
