@@ -18,7 +18,8 @@ _HEADROOM = 1.25  # a pod's memory request over what it was measured to take
 
 def introduction(models: int) -> Text:
     return Text.from_markup(
-        f"[bold]{models} target models[/]: a query and a document encoder for each of {models // 2} tenants. All start from all-MiniLM-L6-v2; "
+        f"[bold]{models} target models[/]: a query and a document encoder for each of {models // 2} tenants. "
+        "All start from all-MiniLM-L6-v2; "
         "seeded noise on their upper three layers makes each answer differently (nobody fine-tuned them; embeddings and lower layers "
         "are frozen, as fine-tunes often leave them). The server gets memory for about half."
     )

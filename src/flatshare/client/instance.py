@@ -25,6 +25,7 @@ class InstanceClient:
         self.socket_path = socket_path
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
+        self._is_retired = False
 
     async def request(self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0) -> Reply:
         """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`."""
@@ -40,7 +41,15 @@ class InstanceClient:
                     if not lent.is_reused or lent.connection.has_answer_begun:
                         raise
 
+    def retire(self) -> None:
+        """No more requests will come: let go of what is idle now, and of the rest when it has been answered."""
+        self._is_retired = True
+        for connection in self._idle:
+            connection.abort()
+        self._idle.clear()
+
     def close(self) -> None:
+        """Cut off everything."""
         for connection in (*self._idle, *self._busy):
             connection.abort()
         self._idle.clear()
@@ -61,7 +70,7 @@ class InstanceClient:
     def give_back(self, connection: "_Connection") -> None:
         """For `_Lent` only: an idle connection serves the next request, one in mid-answer is of no more use."""
         self._busy.discard(connection)
-        if connection.is_open and connection.is_idle:
+        if connection.is_open and connection.is_idle and not self._is_retired:
             self._idle.append(connection)
         else:
             connection.abort()
@@ -109,9 +118,10 @@ class _Connection(asyncio.Protocol):
         alarm = loop.call_at(deadline_s, self._expire)
         self._transport.write(message)
         try:
-            return await waiting
+            reply: Reply = await waiting
         finally:
             alarm.cancel()
+        return reply
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -129,7 +139,7 @@ class _Connection(asyncio.Protocol):
             self._fail(f"the instance answered something that is not HTTP: {error}")
             self.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         self._fail("the instance closed the connection before it had answered")
 
     # What httptools calls.

@@ -16,6 +16,7 @@
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
     └─ InstanceGone             the instance died or did not answer
+       └─ InstanceHung          it lives, and answers nothing any more
 
 Which status and code each gets is decided in one table, `wire/faults.py`.
 """
@@ -119,3 +120,7 @@ class InstanceGone(FlatshareError):
     """The instance died, or did not answer in time."""
 
     can_retry = True
+
+
+class InstanceHung(InstanceGone):
+    """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""

@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 from flatshare.client.instance import InstanceClient
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, ModelNotReady, NeverFits, Overloaded
-from flatshare.core.ids import ArtifactUri, InstanceId, ModelKey, model_key
+from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
+from flatshare.core.ids import ArtifactUri, EndpointName, InstanceId, ModelKey, TargetModel, model_key
 from flatshare.core.settings import GatewaySettings
-from flatshare.core.state import EndpointRoute, VariantRoute
+from flatshare.core.state import VariantRoute
 from flatshare.gateway.routes import RouteTable
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
@@ -56,43 +56,50 @@ class Invoker:
         if self._in_flight > self._settings.max_in_flight:
             raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
         require_body_within(call.request, self._settings.max_body_bytes)
-        endpoint = self._routes.endpoint(call.endpoint)
+        self._routes.endpoint(call.endpoint)
         if call.target is None:
             raise sagemaker.missing_target()
-        variant = self._routes.variant(endpoint, call.variant, random.random())  # noqa: S311  # a split of traffic, not a secret
-        source = ModelSource(sagemaker.artifact_uri(variant.prefix, call.target), variant.prefix)
-        answer = await self._send(call, variant, source)
-        return self._as_reply(answer, endpoint, variant, request_id)
+        answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
+        return self._as_reply(answer, call.endpoint, variant, request_id)
 
-    async def _send(self, call: Invocation, variant: VariantRoute, source: ModelSource) -> Reply:
-        """To the model's instance; if that dies, to another: an inference may be run twice."""
-        key, tried = model_key(ArtifactUri(source.uri)), frozenset[InstanceId]()
-        headers = call.forwarded_headers + container.source_headers(source)
+    async def _send(self, call: Invocation, target: TargetModel, point: float) -> tuple[Reply, VariantRoute]:
+        """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
+        tried = frozenset[InstanceId]()
         while True:
+            variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
+            source = ModelSource(sagemaker.artifact_uri(variant.prefix, target), variant.prefix)
+            key = model_key(ArtifactUri(source.uri))
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
             with upstream as client:
                 try:
-                    path = f"/models/{key}/invoke"
-                    return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
+                    return await self._exchange(client, call, key, source), variant
+                except InstanceHung:
+                    raise
                 except InstanceGone as error:
                     log.warning("instance_gone", instance=upstream.id, reason=str(error))
                     tried |= {upstream.id}
-                except TimeoutError:
-                    return await self._too_late(client, key)
+
+    async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
+        headers = call.forwarded_headers + container.source_headers(source)
+        try:
+            path = f"/models/{key}/invoke"
+            return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
+        except TimeoutError:
+            return await self._too_late(client, key)
 
     async def _too_late(self, client: InstanceClient, key: ModelKey) -> Reply:
         """The hold time is over: was the model still loading, or is it slow?"""
         try:
             found = await client.request("GET", f"/models/{key}", timeout_s=_ASK_S)
         except TimeoutError:
-            raise InstanceGone(f"the instance hangs: no answer within {self._settings.hold_s:.0f} s, nor to a simple question") from None
+            raise InstanceHung(f"the instance hangs: no answer within {self._settings.hold_s:.0f} s, nor to a simple question") from None
         if found.status == 404:
             raise ModelNotReady(f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again")
         return container.error_reply(500, "InternalFailure", f"the model did not answer within {self._settings.hold_s:.0f} s")
 
-    def _as_reply(self, answer: Reply, endpoint: EndpointRoute, variant: VariantRoute, request_id: str) -> Reply:
+    def _as_reply(self, answer: Reply, endpoint: EndpointName, variant: VariantRoute, request_id: str) -> Reply:
         if answer.status >= 300:
             return self._as_error(answer, endpoint, request_id)
         kept = [pair for pair in answer.headers if pair[0] in _KEPT]
@@ -103,13 +110,13 @@ class Invoker:
         ]
         return answer
 
-    def _as_error(self, answer: Reply, endpoint: EndpointRoute, request_id: str) -> Reply:
+    def _as_error(self, answer: Reply, endpoint: EndpointName, request_id: str) -> Reply:
         """The model's own errors become 424 ModelError; the platform's keep their meaning."""
         name = next((value.decode() for key, value in answer.headers if key == container.ERROR), "")
         kind = getattr(errors, name, None)
         message = container.error_sentence(answer)
         if kind is None or issubclass(kind, BadInput | BadPackage | NeverFits):
-            place = LogPlace(self._region, self._account, endpoint.name)
+            place = LogPlace(self._region, self._account, endpoint)
             return sagemaker.model_error_reply(answer.status, message, place, request_id)
         error: FlatshareError = kind(message)
         return sagemaker.error_reply(error, request_id)

@@ -35,16 +35,18 @@ class RouteTable:
         self._upstreams: dict[InstanceId, Upstream] = {}
 
     def replace(self, routes: Routes) -> None:
-        """Take over what control published; instances that are gone lose their connections."""
+        """Take over what control published. Instances that have left answer what they were asked, and are asked no more."""
         addresses = {a.id: a for e in routes.endpoints.values() for v in e.variants for a in v.instances}
         for gone in self._upstreams.keys() - addresses.keys():
-            self._upstreams.pop(gone).client.close()
+            self._upstreams.pop(gone).client.retire()
         for address in addresses.values():
             if address.id not in self._upstreams:
                 self._upstreams[address.id] = Upstream(address.id, InstanceClient(address.socket_path))
         self._routes = routes
 
     def close(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.client.close()
         self.replace(Routes({}))
 
     @property
@@ -70,7 +72,8 @@ class RouteTable:
 
     def upstream(self, variant: VariantRoute, model: ModelKey, avoid: frozenset[InstanceId]) -> Upstream | None:
         """The instance for this model, other than those in `avoid`; None if there is none left."""
-        loads = [InstanceLoad(a.id, self._upstreams[a.id].in_flight) for a in variant.instances if a.id not in avoid]
+        known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
+        loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
 
     def upstreams(self, endpoint: EndpointRoute) -> list[Upstream]:

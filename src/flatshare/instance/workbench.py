@@ -93,7 +93,7 @@ class _Job:
         started = time.perf_counter()
         try:
             outcome = Run(self._work(), time.perf_counter() - started)
-        except Exception as error:  # the worker's main: the error belongs to the rider
+        except Exception as error:  # noqa: BLE001  # the worker's main: the error belongs to the rider
             self._loop.call_soon_threadsafe(self._fail, error)
             return
         self._loop.call_soon_threadsafe(self._succeed, outcome)

@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
         self._registry.opened(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """A caller who goes away frees its place."""
         self._registry.closed(self)
         self._is_writable.set()

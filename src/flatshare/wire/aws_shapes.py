@@ -76,7 +76,7 @@ class Reader:
             self.problems.append(f"Value '{_as_text(value)}' at '{path}' failed to satisfy constraint: Member must {constraint}")
 
 
-def render(shape: Shape, value: Any) -> Any:
+def render(shape: Any, value: Any) -> Any:
     """The value as JSON data. Unset members and structures with nothing in them are left out, for clients choke on both."""
     if shape.type_name == "structure":
         unknown = value.keys() - shape.members.keys()

@@ -174,7 +174,7 @@ class _TextEncoder:
             encoding = self._tokenizer.encode_batch_fast([text[:characters]], add_special_tokens=False)[0]
             if len(encoding) + self._special > max_tokens + _UNSTABLE_TOKENS or characters == len(text):
                 break
-        is_cut = characters < len(text) or len(encoding) + self._special > max_tokens
+        is_cut = len(encoding) + self._special > max_tokens or bool(text[characters:].strip())
         if is_cut:
             encoding.truncate(max_tokens - self._special)
         ids: list[int] = self._tokenizer.post_process(encoding).ids
