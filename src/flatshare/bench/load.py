@@ -10,13 +10,13 @@ import orjson
 
 from flatshare.bench.bare import BareEngine
 from flatshare.bench.machine import busy_seconds
-from flatshare.bench.server import PlainCaller, RunningServer
+from flatshare.bench.server import PlainCaller, RunningServer, invocation
 from flatshare.bench.tenants import Tenant, text_of
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Seconds, one per call, in three alternating series over the same models and texts."""
+    """Seconds, one per call: three series over the same models and texts, taken in turns."""
 
     bare: tuple[float, ...]
     plain: tuple[float, ...]
@@ -24,22 +24,25 @@ class Latencies:
 
 
 def one_caller(server: RunningServer, bare: BareEngine, tenants: list[Tenant], calls: int, progress: Callable[[], None]) -> Latencies:
-    """Bare engine, plain HTTP, boto3, in turn."""
+    """Bare engine, plain HTTP, boto3, in turns of one call to each model.
+
+    Turns, not single calls: a caller who runs an engine between two calls would find its own caches cold, which no caller does.
+    """
     series: tuple[list[float], list[float], list[float]] = ([], [], [])
+    turns = 2 + -(-calls // len(tenants))  # two to load the models and settle
     with PlainCaller.to_port(server.port) as caller:
-        for index in range(calls + 2 * len(tenants)):
-            tenant = tenants[index % len(tenants)]
-            text = text_of(30, index)
-            body = orjson.dumps({"inputs": text})
+        for turn in range(turns):
+            texts = {tenant.target: text_of(30, turn * len(tenants) + index) for index, tenant in enumerate(tenants)}
+            messages = [invocation(target, orjson.dumps({"inputs": text})) for target, text in texts.items()]
             took = (
-                bare.run_s(tenant.target, text),
-                _timed(partial(caller.invoke, tenant.target, body)),
-                _timed(partial(server.invoke, tenant.target, text)),
+                [bare.run_s(target, text) for target, text in texts.items()],
+                [_timed(partial(caller.exchange, message)) for message in messages],
+                [_timed(partial(server.invoke, target, text)) for target, text in texts.items()],
             )
-            if index >= 2 * len(tenants):  # the first rounds load the models and settle the caches
-                for seconds, value in zip(series, took, strict=True):
-                    seconds.append(value)
-            progress()
+            for seconds, values in zip(series, took, strict=True):
+                seconds += values if turn >= 2 else []
+            for _ in tenants:
+                progress()
     return Latencies(*(tuple(seconds) for seconds in series))
 
 

@@ -138,10 +138,7 @@ class PlainCaller:
 
     def request(self, method: str, path: str, body: bytes, headers: str = "") -> tuple[int, bytes]:
         """Status and body."""
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-        )
-        return self.exchange(head.encode() + body)
+        return self.exchange(_message(method, path, body, headers))
 
     def exchange(self, message: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a request that is already in bytes."""
@@ -157,8 +154,7 @@ class PlainCaller:
 
     def invoke(self, target: str, body: bytes) -> bytes:
         """InvokeEndpoint without the SDK. Raises RuntimeError unless it is answered with 200."""
-        path = f"/endpoints/{ENDPOINT}/invocations"
-        status, answer = self.request("POST", path, body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+        status, answer = self.exchange(invocation(target, body))
         if status != 200:
             raise RuntimeError(f"{target}: {status} {answer[:300]!r}")
         return answer
@@ -170,3 +166,13 @@ class PlainCaller:
 
     def on_message_complete(self) -> None:
         self._is_done = True
+
+
+def invocation(target: str, body: bytes) -> bytes:
+    """An InvokeEndpoint request, ready to be sent."""
+    return _message("POST", f"/endpoints/{ENDPOINT}/invocations", body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+
+
+def _message(method: str, path: str, body: bytes, headers: str) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

@@ -3,15 +3,15 @@
 import random
 import time
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from flatshare.client.instance import InstanceClient
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
-from flatshare.core.ids import ArtifactUri, EndpointName, InstanceId, ModelKey, TargetModel, model_key
+from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, model_key
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import VariantRoute
 from flatshare.gateway.routes import RouteTable
@@ -67,8 +67,7 @@ class Invoker:
         tried = frozenset[InstanceId]()
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
-            source = ModelSource(sagemaker.artifact_uri(variant.prefix, target), variant.prefix)
-            key = model_key(ArtifactUri(source.uri))
+            source, key = _address(variant.prefix, target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
@@ -127,7 +126,15 @@ class Invoker:
         self._metrics.answered(known, reply.status, took_s, None if cold_ms is None else cold_ms / 1e3)
 
 
+@lru_cache(maxsize=16_384)
+def _address(prefix: str, target: TargetModel) -> tuple[ModelSource, ModelKey]:
+    """Where the model lies, and its key. Hashing each time would cost more than the rest of the gateway's routing."""
+    uri = sagemaker.artifact_uri(prefix, target)
+    return ModelSource(uri, prefix), model_key(uri)
+
+
 def request_ids() -> Iterator[str]:
-    """UUIDs that begin at random and count from there: unique, and cheaper than asking the kernel for each."""
-    for number in count(uuid4().int & ~0xFFFFFFFFFFFF):
-        yield str(UUID(int=number))
+    """UUIDs that begin at random and count in their last group: unique, and cheaper than asking the kernel for each."""
+    prefix = str(uuid4())[:24]
+    for number in count(1):
+        yield f"{prefix}{number:012x}"

@@ -66,7 +66,8 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Loaded:
-    stored: StoredModel
+    digest: ModelDigest
+    mapped_bytes: int
     model: list[LoadedModel] = field(repr=False)
     """The only lasting reference; emptied on a loader thread, since unmapping takes a millisecond."""
     took_s: float
@@ -110,9 +111,9 @@ class ModelCache:
             entry = self._begin(key, source)
         entry.leases += 1
         try:
-            loaded = await asyncio.shield(entry.ready)
+            loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
-            yield Lease(loaded.model[0], loaded.stored.manifest.digest, waited_s)
+            yield Lease(loaded.model[0], loaded.digest, waited_s)
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()
@@ -151,7 +152,7 @@ class ModelCache:
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
         now = self._clock.monotonic_s()
-        ready = [(key, entry, entry.ready.result().stored.manifest) for key, entry in self._entries.items() if _is_loaded(entry)]
+        ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if _is_loaded(entry)]
         infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes) for k, e, m in ready]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
@@ -197,7 +198,8 @@ class ModelCache:
         reason = await self._make_room(reservation, f"room for {source.uri}", key)
         model = await self._load_reserved(key, stored)
         self._note("load", source.uri, reason, started_s)
-        return _Loaded(stored, [model], self._clock.monotonic_s() - started_s)
+        manifest = stored.manifest
+        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], self._clock.monotonic_s() - started_s)
 
     async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
         """The reservation goes with the load if it fails."""
@@ -272,7 +274,7 @@ class ModelCache:
         return entry is not None and _is_loaded(entry) and entry.leases == 0
 
     def _digests_in_use(self) -> frozenset[ModelDigest]:
-        return frozenset(entry.ready.result().stored.manifest.digest for entry in self._entries.values() if _is_loaded(entry))
+        return frozenset(entry.ready.result().digest for entry in self._entries.values() if _is_loaded(entry))
 
     async def _wait_for_change(self) -> None:
         self._changed.clear()

@@ -48,15 +48,14 @@ class Workbench:
         self.in_flight += 1
         self._jobs.put(job)
         try:
-            await asyncio.shield(job.done)
+            outcome: Run[T] = await job.done
         except asyncio.CancelledError:
             job.is_abandoned = True
             if job.has_begun:
-                await asyncio.wait({job.done})
+                await job.until_over()
             raise
         finally:
             self.in_flight -= 1
-        outcome: Run[T] = job.done.result()
         return outcome
 
     def close(self) -> None:
@@ -75,7 +74,7 @@ class Workbench:
 class _Job:
     """One piece of work, on its way from the loop to a thread and back."""
 
-    __slots__ = ("_loop", "_work", "done", "has_begun", "is_abandoned")
+    __slots__ = ("_is_over", "_loop", "_over", "_work", "done", "has_begun", "is_abandoned")
 
     def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: "asyncio.Future[Run[Any]]") -> None:
         self._work = work
@@ -83,12 +82,19 @@ class _Job:
         self.done = done
         self.has_begun = False
         self.is_abandoned = False
+        self._is_over = False
+        self._over: asyncio.Future[None] | None = None
+
+    async def until_over(self) -> None:
+        """For a rider who has left: until the thread has let go of what it works on."""
+        if not self._is_over:
+            self._over = self._loop.create_future()
+            await self._over
 
     def run(self) -> None:
         """On a worker thread: every rider gets an answer, whatever the engine does."""
         self.has_begun = True
         if self.is_abandoned:
-            self._loop.call_soon_threadsafe(self.done.cancel)
             return
         started = time.perf_counter()
         try:
@@ -99,10 +105,16 @@ class _Job:
         self._loop.call_soon_threadsafe(self._succeed, outcome)
 
     def _succeed(self, outcome: Run[Any]) -> None:
+        self._end()
         if not self.done.done():
             self.done.set_result(outcome)
 
     def _fail(self, error: Exception) -> None:
+        self._end()
         if not self.done.done():
             self.done.set_exception(error)
-            self.done.exception()  # the rider may have left: then nobody else would look
+
+    def _end(self) -> None:
+        self._is_over = True
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)

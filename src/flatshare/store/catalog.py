@@ -5,6 +5,7 @@ so whatever is on the disk without a row is rubbish that an interrupted import l
 """
 
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -208,5 +209,11 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
 
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
-    tensors = tuple(TensorSpec(t["name"], t["digest"], tuple(t["shape"]), t["size_bytes"]) for t in fields.pop("tensors"))
+    tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
     return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), **fields)
+
+
+def _tensor(fields: dict[str, Any]) -> TensorSpec:
+    """Interned, since many models in memory have names and tensors in common."""
+    digest = TensorDigest(sys.intern(fields["digest"]))
+    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"])

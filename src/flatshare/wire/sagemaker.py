@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from uuid import uuid4
 
 import orjson
@@ -105,6 +106,7 @@ def _fault_reply(status: int, code: str, fields: dict[str, object], request_id: 
     return Reply(status, orjson.dumps(fields), headers=headers)
 
 
+@lru_cache(maxsize=16_384)
 def _checked_target(target: str) -> TargetModel:
     if not _TARGET.fullmatch(target):
         raise BadInput("TargetModel must have 1 to 1024 printable characters and not begin with a space")

@@ -33,7 +33,7 @@ _SESSION_BYTES = 2_500_000
 _TOKENIZER_BYTES = 7_000_000
 _UNSTABLE_TOKENS = 128  # at the end of a prefix, where a word may have been cut: WordPiece looks at 100 characters of a word
 TOKENS_PER_RUN = 512  # texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text
-_OUTPUT = "embedding"
+_INPUT, _OUTPUT = "input_ids", "embedding"
 
 
 class MappedBackend:
@@ -60,7 +60,7 @@ class MappedBackend:
     def load(self, stored: StoredModel) -> "MappedModel":
         architecture = self._architecture(stored)
         tokenizer = self._tokenizer(stored)
-        return MappedModel(architecture, tokenizer, self._weights(stored), stored.manifest)
+        return MappedModel(architecture, tokenizer, self._weights(stored, architecture), stored.manifest)
 
     def shrink(self) -> None:
         """Give unused arena chunks and freed heap back to the kernel (0.8 MB stay of the arena)."""
@@ -85,33 +85,40 @@ class MappedBackend:
                 known = self._tokenizers[stored.manifest.tokenizer] = _TextEncoder(Path(stored.tokenizer_path))
             return known
 
-    def _weights(self, stored: StoredModel) -> dict[str, ort.OrtValue]:
-        weights = {}
-        for tensor in stored.manifest.tensors:
+    def _weights(self, stored: StoredModel, architecture: "_Architecture") -> list[ort.OrtValue]:
+        """In the order in which the graph asks for them."""
+        tensors = {tensor.name: tensor for tensor in stored.manifest.tensors}
+        weights = []
+        for name in architecture.weight_names:
+            tensor = tensors[name]
             place = stored.places[tensor.digest]
             pack = self._maps.get(Path(stored.packs_dir) / f"{place.pack}.pack")
-            weights[tensor.name] = ort.OrtValue.ortvalue_from_numpy(pack.tensor(place.offset, tensor.shape, tensor.size_bytes))
+            weights.append(ort.OrtValue.ortvalue_from_numpy(pack.tensor(place.offset, tensor.shape, tensor.size_bytes)))
         return weights
 
 
 class MappedModel:
-    """One model: its weights bound to its architecture's session."""
+    """One model: its weights bound to its architecture's session. Keeps little else, since there are many."""
+
+    __slots__ = ("__weakref__", "_architecture", "_bindings", "_encoder", "_is_lowercased", "_max_tokens", "_weights", "_width")
 
     def __init__(
-        self, architecture: "_Architecture", encoder: "_TextEncoder", weights: dict[str, ort.OrtValue], manifest: ModelManifest
+        self, architecture: "_Architecture", encoder: "_TextEncoder", weights: list[ort.OrtValue], manifest: ModelManifest
     ) -> None:
         self._architecture = architecture
         self._encoder = encoder
         self._weights = weights  # the bindings point into them
-        self._manifest = manifest
+        self._width = manifest.width
+        self._max_tokens = manifest.max_tokens
+        self._is_lowercased = manifest.is_lowercased
         self._bindings: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def run(self, call: TextCall) -> Embeddings:
         """Tokenise, run texts of equal length together, and put the rows back in order."""
-        rows, truncated = self._encoder.encode(call.texts, self._manifest)
+        rows, truncated = self._encoder.encode(call.texts, self._max_tokens, is_lowercased=self._is_lowercased)
         if not all(len(row) for row in rows):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
-        vectors = np.empty((len(rows), self._manifest.width), np.float32)
+        vectors = np.empty((len(rows), self._width), np.float32)
         for group in equal_length_runs([len(row) for row in rows], TOKENS_PER_RUN):
             vectors[group] = self._forward(np.stack([rows[i] for i in group]))
         return Embeddings(vectors, tuple(len(row) for row in rows), truncated)
@@ -122,7 +129,7 @@ class MappedModel:
             binding = self._bindings.get_nowait()
         except queue.Empty:
             binding = self._architecture.bind(self._weights)
-        output = np.empty((len(ids), self._manifest.width), np.float32)
+        output = np.empty((len(ids), self._width), np.float32)
         self._architecture.run(binding, ids, output)
         self._bindings.put(binding)
         return output
@@ -133,15 +140,16 @@ class _Architecture:
 
     def __init__(self, graph: bytes) -> None:
         self._session = ort.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
+        self.weight_names = tuple(value.name for value in self._session.get_inputs() if value.name != _INPUT)
 
-    def bind(self, weights: dict[str, ort.OrtValue]) -> Any:
+    def bind(self, weights: list[ort.OrtValue]) -> Any:
         binding = self._session.io_binding()
-        for name, weight in weights.items():
+        for name, weight in zip(self.weight_names, weights, strict=True):
             binding.bind_ortvalue_input(name, weight)
         return binding
 
     def run(self, binding: Any, ids: NDArray[np.int64], output: NDArray[np.float32]) -> None:
-        binding.bind_cpu_input("input_ids", ids)
+        binding.bind_cpu_input(_INPUT, ids)
         binding.bind_output(_OUTPUT, "cpu", 0, np.float32, output.shape, output.ctypes.data)
         self._session.run_with_iobinding(binding)
 
@@ -158,11 +166,11 @@ class _TextEncoder:
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
-    def encode(self, texts: tuple[str, ...], manifest: ModelManifest) -> tuple[list[NDArray[np.int64]], tuple[int, ...]]:
+    def encode(self, texts: tuple[str, ...], max_tokens: int, *, is_lowercased: bool) -> tuple[list[NDArray[np.int64]], tuple[int, ...]]:
         """Token ids of each text, and the indices of those that were cut to `max_tokens`."""
         rows, truncated = [], []
         for index, text in enumerate(texts):
-            ids, is_cut = self._encode_one(text.lower() if manifest.is_lowercased else text, manifest.max_tokens)
+            ids, is_cut = self._encode_one(text.lower() if is_lowercased else text, max_tokens)
             rows.append(np.array(ids, np.int64))
             if is_cut:
                 truncated.append(index)
