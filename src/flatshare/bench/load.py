@@ -39,8 +39,9 @@ def one_caller(server: RunningServer, bare: BareEngine, tenants: list[Tenant], c
                 [_timed(partial(caller.exchange, message)) for message in messages],
                 [_timed(partial(server.invoke, target, text)) for target, text in texts.items()],
             )
-            for seconds, values in zip(series, took, strict=True):
-                seconds += values if turn >= 2 else []
+            if turn >= 2:
+                for seconds, values in zip(series, took, strict=True):
+                    seconds.extend(values)
             for _ in tenants:
                 progress()
     return Latencies(*(tuple(seconds) for seconds in series))
