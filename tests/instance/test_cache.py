@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flatshare.core.call import TextCall
 from flatshare.core.errors import AlreadyLoaded, BadPackage, NeverFits, NotResident, OutOfMemory, StoreUnavailable, UnknownTarget
+from flatshare.instance import books as books_module
 from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
 
 
@@ -159,6 +160,17 @@ class TestEviction:
         assert flat.resident == {"m0", "m1"}
         assert len(flat.entries("refuse")) == 1
         assert flat.entries("evict") == []
+
+    async def test_memory_that_only_the_heap_keeps_is_given_back_before_models_pay_for_it(
+        self, flat: Flat, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await flat.use("m0", "m1")
+        kept_by_the_heap = [10_000]
+        monkeypatch.setattr(flat.backend, "shrink", kept_by_the_heap.clear)
+        monkeypatch.setattr(books_module, "anonymous_bytes", lambda: sum([17_000, *kept_by_the_heap]))
+        await flat.use("m2")
+        assert flat.resident == {"m0", "m1", "m2"}
+        assert kept_by_the_heap == []
 
     async def test_what_is_shared_needs_no_room_twice(self, flat: Flat) -> None:
         for index in range(8):

@@ -98,6 +98,12 @@ class Books:
             holders=Holders(MappingProxyType(self._holders), MappingProxyType(self._sharers)),
         )
 
+    @property
+    def is_overdrawn(self) -> bool:
+        """The kernel counts more private memory than was booked."""
+        balance = self.balance()
+        return balance.measured_anonymous > balance.anonymous
+
     def balance(self) -> Balance:
         return Balance(
             memory_limit=self._memory_bytes,

@@ -219,7 +219,7 @@ class ModelCache:
 
         With a key, the reservation is entered in the same moment. Raises NeverFits or OutOfMemory.
         """
-        lack = "other loads were first in line"
+        lack, has_shrunk = "other loads were first in line", False
         try:
             async with asyncio.timeout(self._patience_s), self._admission:
                 while True:
@@ -232,6 +232,10 @@ class ModelCache:
                     lack = admission.reason
                     if admission.verdict is Verdict.NEVER_FITS:
                         raise NeverFits(admission.reason)
+                    if not has_shrunk and self._books.is_overdrawn:  # perhaps only by what the heap keeps: look before models pay for it
+                        has_shrunk = True
+                        await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
+                        continue
                     for victim in filter(self._is_idle, admission.victims):
                         await self._remove(victim, "evict", f"{purpose}: {admission.reason}")
                     if admission.verdict is Verdict.WAIT:

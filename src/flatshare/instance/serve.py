@@ -21,8 +21,8 @@ class Server:
         call = texts.parse(request.header("content-type"), request.body)
         async with self._cache.lease(key, source) as lease:
             run = await self._workbench.run(partial(lease.model.run, call.call))
-        body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-        return Reply(200, body, headers=_timings(lease, run.seconds))
+            body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
+            return Reply(200, body, headers=_timings(lease, run.seconds))
 
 
 def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:

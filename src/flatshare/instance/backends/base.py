@@ -25,7 +25,7 @@ class LoadedModel(Protocol):
 
 
 class Backend(Protocol):
-    """Loads models. `load` runs on a loader thread, `shrink` with no model loaded or running."""
+    """Loads models. `load` and `shrink` run on a loader thread, while models may be running."""
 
     def footprint(self, stored: StoredModel) -> Footprint:
         """What `load` will take, predicted before it is done."""
