@@ -105,7 +105,7 @@ async def running_flat(
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
     with threads or ThreadPoolExecutor(2) as loaders:
-        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s)
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=10.0)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from flatshare.core.call import TextCall
 from flatshare.core.errors import AlreadyLoaded, BadPackage, NeverFits, NotResident, OutOfMemory, StoreUnavailable, UnknownTarget
 from flatshare.instance import books as books_module
-from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
+from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source, stored_model
 
 
 async def ride(flat: Flat, name: str, arrived: list[str] | None = None, leave: asyncio.Event | None = None) -> Any:
@@ -467,3 +467,44 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 CacheMachine.TestCase.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
 TestCacheMachine = CacheMachine.TestCase
+
+
+class TestChangedArtifacts:
+    async def test_a_changed_artifact_is_served_from_the_next_request_on(self, flat: Flat) -> None:
+        await flat.use("m0")
+        flat.finder.models["m0"] = stored_model("m0 retrained", {"weights of m0, retrained": 900})
+        flat.clock.advance(11)
+        assert (await ride(flat, "m0")).digest == stored_model("m0", {}).manifest.digest, "this rider only has it looked at"
+        await flat.until(lambda: len(flat.entries("replace")) == 1)
+        assert (await ride(flat, "m0")).digest == stored_model("m0 retrained", {}).manifest.digest
+        assert flat.books.balance().mapped == 900
+
+    async def test_riders_of_the_old_version_keep_it_until_they_leave(self, flat: Flat) -> None:
+        arrived, leave = list[str](), asyncio.Event()
+        old = asyncio.create_task(ride(flat, "m0", arrived, leave))
+        await flat.until(lambda: arrived == ["m0"])
+        flat.finder.models["m0"] = stored_model("m0 retrained", {"weights of m0, retrained": 900})
+        flat.clock.advance(11)
+        await ride(flat, "m0")
+        await flat.until(lambda: not flat.resident)
+        new = asyncio.create_task(ride(flat, "m0"))
+        await flat.until(lambda: flat.finder.searches == 3)
+        assert not new.done()
+        leave.set()
+        assert (await old).digest == stored_model("m0", {}).manifest.digest
+        assert (await new).digest == stored_model("m0 retrained", {}).manifest.digest
+
+    async def test_an_artifact_that_is_gone_or_broken_does_not_end_what_serves(self, flat: Flat) -> None:
+        await flat.use("m0")
+        flat.finder.failures["m0"] = BadPackage("half an upload")
+        flat.clock.advance(11)
+        await ride(flat, "m0")
+        await flat.until(lambda: len(flat.entries("recheck")) == 1)
+        assert "half an upload" in flat.entries("recheck")[0].reason
+        assert (await ride(flat, "m0")).cold_start_s is None
+
+    async def test_an_artifact_is_not_looked_at_with_each_request(self, flat: Flat) -> None:
+        for _ in range(30):
+            await flat.use("m0")
+            await asyncio.sleep(0)
+        assert flat.finder.searches == 1 + 2, "one load, and every ten seconds a look"

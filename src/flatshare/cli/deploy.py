@@ -14,6 +14,8 @@ from flatshare.cli.options import console, json_option, print_json, url_option
 from flatshare.client import deploy as deployment
 from flatshare.client.aws import aws_client, sentence_of
 
+_REPLACED_WITHIN_S = 25.0
+
 
 @click.command(short_help="Put models behind an endpoint.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
@@ -74,17 +76,47 @@ def _shown(artifacts: tuple[Path, ...], *, as_json: bool) -> Any:
 
 
 def _deploy_one(url: str, endpoint: str, artifact: Path, prefix: str, target: str, *, check: bool) -> dict[str, Any]:
-    deployment.copy_artifact(artifact, prefix, target)
+    """Copy, unless this very artifact is there already, and call until the new weights answer. The others go on if this one fails."""
+    is_there = deployment.is_in_place(artifact, prefix, target)
+    call = Caller(url, endpoint, target)
+    old_digest = call.digest_of_what_serves() if check and not is_there else None
+    if not is_there:
+        deployment.copy_artifact(artifact, prefix, target)
     if not check:
         return {"target": target, "first_answer_ms": None}
-    started = time.perf_counter()
     try:
-        aws_client("sagemaker-runtime", url).invoke_endpoint(
-            EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=b'{"inputs": "hello"}'
-        )
-    except ClientError as error:  # the others are deployed all the same
+        return {"target": target, "first_answer_ms": round(call.until_other_than(old_digest), 1)}
+    except ClientError as error:
         return {"target": target, "error": sentence_of(error)}
-    return {"target": target, "first_answer_ms": round(1e3 * (time.perf_counter() - started), 1)}
+
+
+class Caller:
+    """Calls one model as a check."""
+
+    def __init__(self, url: str, endpoint: str, target: str) -> None:
+        self._runtime = aws_client("sagemaker-runtime", url)
+        self._address = {"EndpointName": endpoint, "TargetModel": target}
+
+    def digest_of_what_serves(self) -> str | None:
+        """None if nothing answers by this name."""
+        try:
+            return self._digest()
+        except ClientError:
+            return None
+
+    def until_other_than(self, old_digest: str | None) -> float:
+        """Milliseconds of the first call that the new weights answered. A resident model is replaced within seconds."""
+        deadline_s = time.monotonic() + _REPLACED_WITHIN_S
+        while True:
+            started_s = time.perf_counter()
+            digest = self._digest()
+            if digest != old_digest or time.monotonic() > deadline_s:  # the same for ever: other files, the same weights
+                return 1e3 * (time.perf_counter() - started_s)
+            time.sleep(0.5)
+
+    def _digest(self) -> str:
+        answer = self._runtime.invoke_endpoint(**self._address, ContentType="application/json", Body=b'{"inputs": "hello"}')
+        return str(answer["ResponseMetadata"]["HTTPHeaders"]["x-flatshare-model-digest"])
 
 
 @click.command(short_help="Call a model.")

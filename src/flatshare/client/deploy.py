@@ -67,6 +67,18 @@ def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
     return str(sagemaker.describe_model(ModelName=variant["ModelName"])["PrimaryContainer"]["ModelDataUrl"])
 
 
+def is_in_place(artifact: Path, prefix: str, target: str) -> bool:
+    """Whether prefix + target is this very artifact already: the same files with the same sizes and times."""
+    place = Path(prefix.removeprefix("file://")) / target
+    return prefix.startswith("file://") and place.exists() and _fingerprint(artifact) == _fingerprint(place)
+
+
+def _fingerprint(artifact: Path) -> set[tuple[str, int, int]]:
+    files = artifact.rglob("*") if artifact.is_dir() else [artifact]
+    found = ((str(f.relative_to(artifact)), f.stat()) for f in files if f.is_file())
+    return {(name, status.st_size, status.st_mtime_ns) for name, status in found}
+
+
 def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:
     """Copy a checkpoint directory or archive to prefix + target, all at once: a reader sees the old one or the new one.
 

@@ -64,4 +64,5 @@ class InstanceSettings:
     workers: int = 2
     max_waiting: int = 512
     patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
+    recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again
     drain_s: float = 25.0

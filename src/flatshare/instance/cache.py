@@ -8,7 +8,7 @@ cannot be evicted; a request for a model that is being loaded joins the one load
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -61,6 +61,8 @@ class _Entry:
     ready: asyncio.Task["_Loaded"]
     began_s: float
     used_s: float
+    checked_s: float
+    """When the artifact was last looked at."""
     leases: int = 0
 
 
@@ -86,6 +88,7 @@ class ModelCache:
         journal: Journal,
         *,
         patience_s: float,
+        recheck_s: float,
     ) -> None:
         self._backend = backend
         self._finder = finder
@@ -94,8 +97,10 @@ class ModelCache:
         self._clock = clock
         self._journal = journal
         self._patience_s = patience_s
+        self._recheck_s = recheck_s
         self._entries: dict[ModelKey, _Entry] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
+        self._background: set[asyncio.Task[None]] = set()
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self._changed = asyncio.Event()
 
@@ -109,6 +114,9 @@ class ModelCache:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
             entry = self._begin(key, source)
+        elif _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
+            entry.checked_s = asked_s
+            self._in_background(self._recheck(key, entry))
         entry.leases += 1
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
@@ -176,7 +184,7 @@ class ModelCache:
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
-        entry = self._entries[key] = _Entry(source, task, began_s=now, used_s=now)
+        entry = self._entries[key] = _Entry(source, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
@@ -212,6 +220,27 @@ class ModelCache:
             self._books.release(key)
             raise
 
+    # Keeping up with artifacts.
+
+    async def _recheck(self, key: ModelKey, entry: _Entry) -> None:
+        """Has the artifact changed? Then the new version is imported while the old one serves, and the next request loads it.
+
+        An artifact that is gone, broken or out of reach changes nothing: what is in memory goes on serving.
+        """
+        started_s, before = self._clock.monotonic_s(), entry.ready.result().digest
+        try:
+            stored = await self._finder.find(entry.source, self._digests_in_use())
+        except FlatshareError as error:
+            self._note("recheck", entry.source.uri, f"goes on with {before[:12]}: {error}", started_s)
+            return
+        if stored.manifest.digest != before and self._entries.get(key) is entry:
+            self._begin_removal(key, "replace", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     # Making room.
 
     async def _make_room(self, reservation: Reservation, purpose: str, key: ModelKey | None = None) -> str:
@@ -244,15 +273,20 @@ class ModelCache:
             raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
 
     async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
+        await asyncio.shield(self._begin_removal(key, kind, reason))
+
+    def _begin_removal(self, key: ModelKey, kind: str, reason: str) -> asyncio.Task[None]:
         """Out of the table at once, out of the books when the memory is given back."""
         entry = self._entries.pop(key)
         departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, reason))
         self._departing[key] = departure
         departure.add_done_callback(lambda _: self._departing.pop(key))
-        await asyncio.shield(departure)
+        return departure
 
     async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
+        while entry.leases > 0:
+            await self._wait_for_change()
         is_last = not self._entries
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)

@@ -37,7 +37,9 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     finder = ModelFinder(store, threads, settings.disk_bytes)
     journal = Journal()
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
-    cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s)
+    cache = ModelCache(
+        backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s, recheck_s=settings.recheck_s
+    )
     app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     stop_on_signals(server.stop)
