@@ -45,6 +45,15 @@ def test_deploying_a_second_time_changes_nothing(at_server: Flatshare, folder: P
     assert list((folder / "acme").iterdir()) == [folder / "acme/query"]
 
 
+def test_a_retrained_model_under_the_old_name_is_what_answers_afterwards(at_server: Flatshare, folder: Path, tmp_path: Path) -> None:
+    for seed in (2001, 2002):
+        checkpoint = write_checkpoint(tmp_path / str(seed), seed)
+        run = at_server("deploy", str(checkpoint), *_prefix(folder), "--target", "acme/retrained")
+        assert run.status == 0, run.said
+        answer = at_server("invoke", "shop", "acme/retrained", TEXT, "--json").json
+        require_vector(np.asarray(answer["embeddings"][0], np.float32), checkpoint)
+
+
 def test_a_broken_artifact_is_named_and_the_others_are_deployed(at_server: Flatshare, folder: Path, tmp_path: Path) -> None:
     broken, sound = write_checkpoint(tmp_path / "broken", 1002), write_checkpoint(tmp_path / "sound", 1003)
     (broken / "tokenizer.json").unlink()
