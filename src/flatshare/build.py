@@ -31,13 +31,19 @@ class ServerSettings:
     fleet: FleetSettings
 
 
-def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, region: str = "us-east-1") -> ServerSettings:
+def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, disk_bytes: int, workers: int, region: str) -> ServerSettings:
     """Everything below one folder: the database, the tensor store, the instances' logs."""
     data_dir.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
         gateway=GatewaySettings(host=host, port=port),
         control=ControlSettings(database_url=f"sqlite:///{data_dir / 'control.db'}", region=region),
-        fleet=FleetSettings(memory_bytes=memory_bytes, store_dir=data_dir / "store", log_dir=data_dir / "log"),
+        fleet=FleetSettings(
+            memory_bytes=memory_bytes,
+            disk_bytes=disk_bytes,
+            workers=workers,
+            store_dir=data_dir / "store",
+            log_dir=data_dir / "log",
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """What the commands share: option types, the terminal, and how errors are shown."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -37,6 +38,11 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise click.BadParameter(f"'{url}' has no scheme: write it as http://host:port")
     return url.rstrip("/")
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def url_option(command: F) -> F:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, errors, json_option, print_json, url_option
+from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
 from flatshare.core.sizes import format_size
 
@@ -25,13 +25,25 @@ from flatshare.core.sizes import format_size
 @click.option(
     "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
 )
+@click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="What imported models may take on disk.")
+@click.option("--workers", default=cores, show_default="the cores", type=click.IntRange(1, 256), help="Engine threads of each instance.")
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
 @json_option
 def serve(
-    data_dir: Path, host: str, port: int, memory_bytes: int, region: str, insecure: bool, json_logs: bool, log_level: str, as_json: bool
+    data_dir: Path,
+    host: str,
+    port: int,
+    memory_bytes: int,
+    disk_bytes: int,
+    workers: int,
+    region: str,
+    insecure: bool,
+    json_logs: bool,
+    log_level: str,
+    as_json: bool,
 ) -> None:
     """Serve the SageMaker control plane and runtime, metrics and status on one port.
 
@@ -54,7 +66,9 @@ def serve(
 
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
-    settings = build.settings_for(data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, region=region)
+    settings = build.settings_for(
+        data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers, region=region
+    )
 
     try:
         uvloop.run(build.serve(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json)))

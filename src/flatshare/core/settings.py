@@ -36,6 +36,10 @@ class FleetSettings:
     """What the instances of this machine may take together."""
 
     memory_bytes: int = 2048 * MIB
+    disk_bytes: int = 50 * 2**30
+    """For the tensor store, which the instances share."""
+    workers: int = 2
+    """Engine threads of each instance."""
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     max_instances: int = 16

@@ -12,7 +12,7 @@ import threading
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("behaviour", choices=["good", "crashing", "mute", "deaf"])
-    for option in ("--socket", "--store", "--memory", "--id", "--name"):
+    for option in ("--socket", "--store", "--memory", "--disk", "--workers", "--id", "--name"):
         parser.add_argument(option, required=True)
     parser.add_argument("--follow-stdin", action="store_true")
     options = parser.parse_args()

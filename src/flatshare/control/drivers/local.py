@@ -113,7 +113,10 @@ class LocalDriver:
             )
         settings = self._settings
         settings.log_dir.mkdir(parents=True, exist_ok=True)
-        arguments = ("--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes))
+        arguments = (
+            "--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes),
+            "--disk", str(settings.disk_bytes), "--workers", str(settings.workers),
+        )  # fmt: skip
         with self._log_path(spec.id).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *self._command, *arguments, "--id", spec.id, "--name", spec.name, "--follow-stdin",
