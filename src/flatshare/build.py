@@ -31,7 +31,9 @@ class ServerSettings:
     fleet: FleetSettings
 
 
-def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, disk_bytes: int, workers: int, region: str) -> ServerSettings:
+def settings_for(
+    data_dir: Path, *, host: str, port: int, memory_bytes: int, disk_bytes: int, workers: int, has_json_logs: bool, region: str
+) -> ServerSettings:
     """Everything below one folder: the database, the tensor store, the instances' logs."""
     data_dir.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
@@ -41,6 +43,7 @@ def settings_for(data_dir: Path, *, host: str, port: int, memory_bytes: int, dis
             memory_bytes=memory_bytes,
             disk_bytes=disk_bytes,
             workers=workers,
+            has_json_logs=has_json_logs,
             store_dir=data_dir / "store",
             log_dir=data_dir / "log",
         ),
@@ -61,7 +64,9 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
     stop_on_signals(server.stop)
     await asyncio.to_thread(_repair_store, settings.fleet.store_dir)
-    port = await server.listen_on_port(gateway.host, gateway.port)  # before anything is started that would have to be stopped
+    port = await server.listen_on_port(
+        gateway.host, gateway.port, accepts=False
+    )  # before anything is started that would have to be stopped
     try:
         await control.start()
         log.info("server_listens", host=gateway.host, port=port)

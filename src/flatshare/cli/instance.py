@@ -12,7 +12,7 @@ from flatshare.cli.options import SIZE, cores
 @click.option("--store", "store_dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder of the tensor store.")
 @click.option("--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="Memory budget: private and mapped together.")
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="Disk budget of the tensor store.")
-@click.option("--workers", default=cores, show_default="the cores", type=click.IntRange(1, 256), help="Engine threads.")
+@click.option("--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads.")
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")

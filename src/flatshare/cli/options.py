@@ -41,8 +41,8 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use, at most eight: each engine thread reserves a workspace of the memory budget."""
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def url_option(command: F) -> F:

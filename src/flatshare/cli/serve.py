@@ -26,7 +26,9 @@ from flatshare.core.sizes import format_size
     "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
 )
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="What imported models may take on disk.")
-@click.option("--workers", default=cores, show_default="the cores", type=click.IntRange(1, 256), help="Engine threads of each instance.")
+@click.option(
+    "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
@@ -67,7 +69,14 @@ def serve(
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
     settings = build.settings_for(
-        data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers, region=region
+        data_dir.absolute(),
+        host=host,
+        port=port,
+        memory_bytes=memory_bytes,
+        disk_bytes=disk_bytes,
+        workers=workers,
+        has_json_logs=json_logs,
+        region=region,
     )
 
     try:

@@ -1,5 +1,6 @@
 """Put a model behind an endpoint by the calls that a SageMaker deployment makes: create what is missing, copy the artifact, call it."""
 
+import filecmp
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,15 +69,17 @@ def endpoint_prefix(sagemaker: Any, name: str) -> str | None:
 
 
 def is_in_place(artifact: Path, prefix: str, target: str) -> bool:
-    """Whether prefix + target is this very artifact already: the same files with the same sizes and times."""
+    """Whether prefix + target holds the very same bytes already."""
     place = Path(prefix.removeprefix("file://")) / target
-    return prefix.startswith("file://") and place.exists() and _fingerprint(artifact) == _fingerprint(place)
+    if not prefix.startswith("file://") or artifact.is_dir() != place.is_dir() or not place.exists():
+        return False
+    names = _files(artifact)
+    return names == _files(place) and all(filecmp.cmp(artifact / name, place / name, shallow=False) for name in names)
 
 
-def _fingerprint(artifact: Path) -> set[tuple[str, int, int]]:
+def _files(artifact: Path) -> list[Path]:
     files = artifact.rglob("*") if artifact.is_dir() else [artifact]
-    found = ((str(f.relative_to(artifact)), f.stat()) for f in files if f.is_file())
-    return {(name, status.st_size, status.st_mtime_ns) for name, status in found}
+    return sorted(path.relative_to(artifact) for path in files if path.is_file())
 
 
 def copy_artifact(artifact: Path, prefix: str, target: str) -> Path:

@@ -53,6 +53,7 @@ class Control:
         await self._state.open()
         await self._state.run(lambda rows: take_back(rows, now_s=round(self._clock.wall_s(), 3)))
         self._loop = asyncio.create_task(self._reconciler.run(), name="reconcile")
+        await self._reconciler.has_looked.wait()
 
     async def handle(self, request: Request) -> Reply:
         """The handler of `POST /` with `X-Amz-Target: SageMaker.*`."""

@@ -3,8 +3,9 @@
     FlatshareError
     ├─ BadInput                 the caller's request cannot be understood
     │  ├─ BodyTooLarge
-    │  └─ ValidationFailed      a control call breaks a rule of the API
-    ├─ UnknownEndpoint · UnknownVariant · UnknownModel · UnknownTarget · NotResident
+    │  ├─ ValidationFailed      a control call breaks a rule of the API
+    │  └─ UnknownOperation      no such call is served here
+    ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
@@ -15,8 +16,9 @@
     ├─ QuotaExceeded            the fleet has no room for another instance
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
-    └─ InstanceGone             the instance died or did not answer
-       └─ InstanceHung          it lives, and answers nothing any more
+    ├─ InstanceGone             the instance died or did not answer
+    │  └─ InstanceHung          it lives, and answers nothing any more
+    └─ Abandoned                the caller has left
 
 Which status and code each gets is decided in one table, `wire/faults.py`.
 """
@@ -124,3 +126,7 @@ class InstanceGone(FlatshareError):
 
 class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
+
+
+class Abandoned(FlatshareError):
+    """The caller has left, so the work was given up. Nobody hears this."""

@@ -40,6 +40,7 @@ class FleetSettings:
     """For the tensor store, which the instances share."""
     workers: int = 2
     """Engine threads of each instance."""
+    has_json_logs: bool = False
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     max_instances: int = 16

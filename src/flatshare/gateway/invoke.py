@@ -78,7 +78,9 @@ class Invoker:
                     raise
                 except InstanceGone as error:
                     log.warning("instance_gone", instance=upstream.id, reason=str(error))
-                    tried |= {upstream.id}
+                    if tried:
+                        raise  # two instances died of it, or under it: a third is not put at risk
+                    tried = frozenset({upstream.id})
 
     async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
         headers = call.forwarded_headers + container.source_headers(source)

@@ -74,6 +74,10 @@ class Books:
         for tensor, size in reservation.tensors.items():
             self._mapped_bytes -= size if _drop(self._holders, tensor) else 0
 
+    def __contains__(self, key: ModelKey) -> bool:
+        """Whether the model has a reservation."""
+        return key in self._reserved
+
     def reservation(self, key: ModelKey) -> Reservation:
         return self._reserved[key]
 

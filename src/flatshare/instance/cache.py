@@ -8,14 +8,14 @@ cannot be evicted; a request for a model that is being loaded joins the one load
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import AlreadyLoaded, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
+from flatshare.core.errors import AlreadyLoaded, BadPackage, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
 from flatshare.core.ids import ModelDigest, ModelKey
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
@@ -28,6 +28,7 @@ from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("cache")
+_RECHECK_FAILED_S = 300.0
 _NOTHING = Reservation(Footprint(0, {}), {})
 
 
@@ -100,7 +101,7 @@ class ModelCache:
         self._recheck_s = recheck_s
         self._entries: dict[ModelKey, _Entry] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self._changed = asyncio.Event()
 
@@ -114,9 +115,9 @@ class ModelCache:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
             entry = self._begin(key, source)
-        elif _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
-            entry.checked_s = asked_s
-            self._in_background(self._recheck(key, entry))
+        elif self._recheck_task is None and _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
+            self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
+            self._recheck_task.add_done_callback(self._end_recheck)
         entry.leases += 1
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
@@ -213,12 +214,17 @@ class ModelCache:
         """The reservation goes with the load if it fails."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
-        except FileNotFoundError as error:  # another instance's disk budget took it between finding and loading
+        except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
             self._books.release(key)
             raise StoreUnavailable(f"the model left this machine's disk while it was loaded ({error.filename}): call again") from error
-        except BaseException:
+        except Exception:
             self._books.release(key)
             raise
+        except BaseException as error:  # a panic in the tokenizers' Rust is no Exception; cancellation is
+            self._books.release(key)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise BadPackage(f"loading the model ended in a panic: {error}") from error
 
     # Keeping up with artifacts.
 
@@ -231,15 +237,17 @@ class ModelCache:
         try:
             stored = await self._finder.find(entry.source, self._digests_in_use())
         except FlatshareError as error:
+            entry.checked_s = self._clock.monotonic_s() + _RECHECK_FAILED_S
             self._note("recheck", entry.source.uri, f"goes on with {before[:12]}: {error}", started_s)
             return
+        entry.checked_s = self._clock.monotonic_s()
         if stored.manifest.digest != before and self._entries.get(key) is entry:
             self._begin_removal(key, "replace", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
 
-    def _in_background(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+    def _end_recheck(self, done: asyncio.Task[None]) -> None:
+        self._recheck_task = None
+        if not done.cancelled() and done.exception() is not None:
+            log.error("recheck_failed", exc_info=done.exception())
 
     # Making room.
 
@@ -267,7 +275,10 @@ class ModelCache:
                         continue
                     for victim in filter(self._is_idle, admission.victims):
                         await self._remove(victim, "evict", f"{purpose}: {admission.reason}")
+                        has_shrunk = False
                     if admission.verdict is Verdict.WAIT:
+                        if not self._can_change:
+                            raise OutOfMemory(f"no room, although nothing is in use: {lack}; call again, or raise --memory")
                         await self._changed.wait()
         except TimeoutError as error:
             raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
@@ -287,11 +298,17 @@ class ModelCache:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self._wait_for_change()
-        is_last = not self._entries
+        is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
         self._note(kind, entry.source.uri, reason, started_s)
         self._changed.set()
+
+    @property
+    def _can_change(self) -> bool:
+        """Something is lent out, on its way in or on its way out: a wait for room may end."""
+        held = (entry for key, entry in self._entries.items() if key in self._books)
+        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
 
     def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()

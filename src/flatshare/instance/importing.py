@@ -1,6 +1,7 @@
 """A model's way onto this machine, in a process of its own: fetch, check, store.
 
-What strangers packed is only ever opened here. If it kills the process, one import fails and the server goes on.
+Archives, weights and configs of strangers are only ever opened here: if one kills the process, one import fails and the server goes on.
+(A tokenizer is checked here too, and runs in the instance.)
 """
 
 import ctypes
@@ -25,6 +26,7 @@ from flatshare.store.sources import Artifact, fetch, probe
 from flatshare.store.tensors import RepairReport, TensorStore
 
 _PR_SET_PDEATHSIG = 1
+_MAX_SENTENCE = 1000
 _STALE_AFTER_S = 3600.0  # a fetch that broke off goes on where it stopped, if it is asked for again within the hour
 
 
@@ -48,10 +50,11 @@ def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: in
         _make_room(store, artifact, disk_bytes, in_use)
         try:
             report = import_checkpoint(store, fetch(artifact, incoming, limits), uri, artifact.version, limits)
-        except BadPackage as error:
+        except BadPackage as raised:
+            error = type(raised)(str(raised)[:_MAX_SENTENCE])  # it may quote what strangers wrote
             store.catalog.remember_refusal(uri, artifact.version, Refusal(type(error).__name__, str(error)))
             shutil.rmtree(incoming)
-            raise
+            raise error from None
         shutil.rmtree(incoming)
         return report.manifest.digest
 

@@ -24,6 +24,7 @@ from flatshare.telemetry.log import get_logger
 
 log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
+_LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
@@ -32,9 +33,10 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     store = TensorStore(settings.store_dir)
     _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+    lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     backend = MappedBackend(concurrent_runs=settings.workers)
     workbench = Workbench(settings.workers, settings.max_waiting)
-    finder = ModelFinder(store, threads, settings.disk_bytes)
+    finder = ModelFinder(store, lookers, settings.disk_bytes)
     journal = Journal()
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
     cache = ModelCache(
@@ -51,7 +53,8 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     await server.run()
     finder.close()
     workbench.close()
-    threads.shutdown(wait=True, cancel_futures=True)
+    for pool in (threads, lookers):
+        pool.shutdown(wait=True, cancel_futures=True)
     log.info("instance_stopped")
 
 

@@ -1,13 +1,19 @@
 """Steps 4 to 7 of a request's path, on one screen: parse → lease → run → render."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from flatshare.core.call import ModelSource
+from flatshare.core.errors import Overloaded
 from flatshare.core.ids import ModelKey
 from flatshare.instance.cache import Lease, ModelCache
 from flatshare.instance.workbench import Workbench
 from flatshare.wire import container, texts
 from flatshare.wire.http import Reply, Request
+
+_MAX_BODIES_BYTES = 64 * 2**20
 
 
 class Server:
@@ -16,13 +22,28 @@ class Server:
     def __init__(self, cache: ModelCache, workbench: Workbench) -> None:
         self._cache = cache
         self._workbench = workbench
+        self._body_bytes = 0
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
-        call = texts.parse(request.header("content-type"), request.body)
-        async with self._cache.lease(key, source) as lease:
-            run = await self._workbench.run(partial(lease.model.run, call.call))
-            body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-            return Reply(200, body, headers=_timings(lease, run.seconds))
+        with self._counted(request):
+            call = texts.parse(request.header("content-type"), request.body)
+            async with self._cache.lease(key, source) as lease:
+                stop = threading.Event()
+                run = await self._workbench.run(partial(lease.model.run, call.call, stop), stop)
+                body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
+                return Reply(200, body, headers=_timings(lease, run.seconds))
+
+    @contextmanager
+    def _counted(self, request: Request) -> Iterator[None]:
+        """Bodies are private memory that no ledger holds, so their sum is bounded. Raises Overloaded."""
+        size = len(request.body)
+        if self._body_bytes + size > _MAX_BODIES_BYTES:
+            raise Overloaded(f"requests of {self._body_bytes} bytes are under way on this instance: call again later")
+        self._body_bytes += size
+        try:
+            yield
+        finally:
+            self._body_bytes -= size
 
 
 def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:

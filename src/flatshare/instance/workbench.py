@@ -32,25 +32,26 @@ class Workbench:
         self._threads = [threading.Thread(target=self._work, name=f"engine-{n}", daemon=True) for n in range(workers)]
         self._most = workers + max_waiting
         self.in_flight = 0
+        self._is_closed = False
         for thread in self._threads:
             thread.start()
 
-    async def run(self, work: Callable[[], T]) -> Run[T]:
+    async def run(self, work: Callable[[], T], stop: threading.Event | None = None) -> Run[T]:
         """Raises Overloaded if too many wait already, and what `work` raises.
 
         A caller who leaves before its turn frees its place at once; one who leaves while its work runs, when it has run: a thread
-        cannot be interrupted, and what it works on must stay lent.
+        cannot be interrupted, and what it works on must stay lent. `stop` is set then, for work that looks at it between its parts.
         """
         if self.in_flight >= self._most:
             raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
         loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future())
+        job = _Job(work, loop, loop.create_future(), stop)
         self.in_flight += 1
         self._jobs.put(job)
         try:
             outcome: Run[T] = await job.done
         except asyncio.CancelledError:
-            job.is_abandoned = True
+            job.abandon()
             if job.has_begun:
                 await job.until_over()
             raise
@@ -60,6 +61,7 @@ class Workbench:
 
     def close(self) -> None:
         """Finish what runs, forget what waits."""
+        self._is_closed = True
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
@@ -67,23 +69,37 @@ class Workbench:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job.run()
+            if not self._is_closed:
+                job.run()
             del job  # a worker that waits must not keep the last model alive
 
 
 class _Job:
     """One piece of work, on its way from the loop to a thread and back."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_work", "done", "has_begun", "is_abandoned")
+    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "done", "has_begun")
 
-    def __init__(self, work: Callable[[], Any], loop: asyncio.AbstractEventLoop, done: "asyncio.Future[Run[Any]]") -> None:
-        self._work = work
+    def __init__(
+        self,
+        work: Callable[[], Any],
+        loop: asyncio.AbstractEventLoop,
+        done: "asyncio.Future[Run[Any]]",
+        stop: threading.Event | None,
+    ) -> None:
+        self._work: Callable[[], Any] | None = work
         self._loop = loop
+        self._stop = stop
         self.done = done
         self.has_begun = False
-        self.is_abandoned = False
         self._is_over = False
         self._over: asyncio.Future[None] | None = None
+
+    def abandon(self) -> None:
+        """The rider has left: let go of what has not begun, and ask what runs to stop."""
+        if not self.has_begun:
+            self._work = None
+        if self._stop is not None:
+            self._stop.set()
 
     async def until_over(self) -> None:
         """For a rider who has left: until the thread has let go of what it works on."""
@@ -94,13 +110,16 @@ class _Job:
     def run(self) -> None:
         """On a worker thread: every rider gets an answer, whatever the engine does."""
         self.has_begun = True
-        if self.is_abandoned:
+        work, self._work = self._work, None  # nothing of the model may outlive the run
+        if work is None:
+            self._loop.call_soon_threadsafe(self._end)
             return
         started = time.perf_counter()
         try:
-            outcome = Run(self._work(), time.perf_counter() - started)
-        except Exception as error:  # noqa: BLE001  # the worker's main: the error belongs to the rider
-            self._loop.call_soon_threadsafe(self._fail, error)
+            outcome = Run(work(), time.perf_counter() - started)
+        except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
+            failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+            self._loop.call_soon_threadsafe(self._fail, failure.with_traceback(None))
             return
         self._loop.call_soon_threadsafe(self._succeed, outcome)
 

@@ -170,7 +170,7 @@ def _module(module: Any) -> tuple[str, str]:
     if not isinstance(module, dict) or not isinstance(module.get("type"), str) or not isinstance(module.get("path", ""), str):
         raise BadPackage("modules.json: each module needs a 'type' and a 'path'")
     path = module.get("path", "")
-    if path.startswith("/") or ".." in path.split("/") or len(path) > 255:
+    if path.startswith("/") or any(part.startswith(".") for part in path.removeprefix(".").split("/")) or len(path) > 255:
         raise BadPackage(f"modules.json: path {path[:255]!r} leaves the checkpoint, or is longer than 255 characters")
     return module["type"].rsplit(".", 1)[-1], path
 

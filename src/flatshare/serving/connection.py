@@ -17,6 +17,7 @@ from flatshare.telemetry.log import get_logger
 from flatshare.wire.http import TOO_LARGE, Handler, Reply, Request
 
 log = get_logger("http")
+_ONE_READ = 262_144  # what one read may bring along of the body, or of the next request
 _REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error", 503: b"Service Unavailable"}
 
 
@@ -66,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._is_writable.set()
         self._closes_after_reply = False
         self._is_receiving = False
+        self._is_in_head = True
+        self._head_bytes = 0
         self._is_paused = False
         self.since_s = self._loop.time()
         self._begin()
@@ -119,6 +122,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             return
+        if self._is_in_head:  # httptools collects a header before it calls: count what it has been given
+            self._head_bytes += len(data)
+            if self._head_bytes > self._bounds.max_header_bytes + _ONE_READ:
+                self._refuse(431, b"the headers are too large")
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -142,11 +150,15 @@ class Connection(asyncio.Protocol):
         self._count_header_bytes(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_head:
+            return  # trailers are not headers
         name = name.lower()
         self._count_header_bytes(len(name) + len(value))
         self._headers[name] = self._headers[name] + b"," + value if name in self._headers else value
 
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._head_bytes = 0
         self._headers.pop(TOO_LARGE, None)
         if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -164,6 +176,7 @@ class Connection(asyncio.Protocol):
         if self._body_bytes > self._bounds.max_body_bytes:
             self._headers[TOO_LARGE] = b"1"
         self._is_receiving = False
+        self._is_in_head = True
         arrival = _Arrival(self._request(), is_kept=self._parser.should_keep_alive())
         if self._handling is not None:
             self._arrived.append(arrival)

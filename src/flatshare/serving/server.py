@@ -31,14 +31,20 @@ class HandlerServer:
         self._emptied = asyncio.Event()
         self._listener: asyncio.Server | None = None
 
-    async def listen_on_port(self, host: str, port: int) -> int:
-        """Accept connections; the port that it became."""
-        self._listener = await asyncio.get_running_loop().create_server(self._connection, host, port, backlog=_BACKLOG)
+    async def listen_on_port(self, host: str, port: int, *, accepts: bool = True) -> int:
+        """Take the port, and accept connections from now on, or from `accept` on; the port that it became."""
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._connection, host, port, backlog=_BACKLOG, start_serving=accepts)
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def listen_on_socket(self, path: str) -> None:
         """Accept connections on a Unix socket; a stale one of an earlier process is replaced."""
         self._listener = await asyncio.get_running_loop().create_unix_server(self._connection, path, backlog=_BACKLOG)
+
+    async def accept(self) -> None:
+        """Open the door, where it was not opened at once."""
+        assert self._listener is not None, "asked to accept before it listens. This is a bug."
+        await self._listener.start_serving()
 
     def stop(self) -> None:
         """Begin to drain. May be called more than once."""

@@ -112,6 +112,11 @@ class Catalog:
         with self.transaction() as sql:
             sql.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)", (uri, version, refusal.error, refusal.sentence))
 
+    def forget_refusals(self) -> None:
+        """At a start: another version of this program may serve what the last one refused."""
+        with self.transaction() as sql:
+            sql.execute("DELETE FROM refusals")
+
     def manifest(self, digest: ModelDigest) -> ModelManifest | None:
         row = self._one("SELECT manifest FROM models WHERE digest = ?", digest)
         return _manifest_from_json(row[0]) if row else None

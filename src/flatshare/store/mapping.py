@@ -18,6 +18,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_FileId = tuple[int, int]  # device and inode
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
@@ -37,29 +38,32 @@ class MapPool:
     """The packs that are mapped now, shared by all models of the process. Safe from several threads."""
 
     def __init__(self) -> None:
-        self._regions: weakref.WeakValueDictionary[Path, ctypes.Array[ctypes.c_char]] = weakref.WeakValueDictionary()
+        self._regions: weakref.WeakValueDictionary[_FileId, ctypes.Array[ctypes.c_char]] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._regions)
 
     def get(self, path: Path) -> PackMap:
-        """The pack, mapped now or before. Raises FileNotFoundError if it is gone."""
-        with self._lock:
-            region = self._regions.get(path)
-            if region is None:
-                region = self._regions[path] = _map(path)
-            return PackMap(region)
+        """The pack, mapped now or before. Raises FileNotFoundError if it is gone.
+
+        A file that took the place of a damaged one under the same name is another file, and gets a map of its own.
+        """
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(file)
+            with self._lock:
+                region = self._regions.get((status.st_dev, status.st_ino))
+                if region is None:
+                    region = self._regions[status.st_dev, status.st_ino] = _map(file, status.st_size, path)
+                return PackMap(region)
+        finally:
+            os.close(file)
 
 
-def _map(path: Path) -> "ctypes.Array[ctypes.c_char]":
+def _map(file: int, size: int, path: Path) -> "ctypes.Array[ctypes.c_char]":
     """The file's bytes. Views keep the region alive; when the last is gone, it is unmapped."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(file).st_size
-        address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
-    finally:
-        os.close(file)
+    address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file, 0)
     if address == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, f"cannot map {path}: {os.strerror(code)}")

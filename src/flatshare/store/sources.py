@@ -193,7 +193,8 @@ def _entries(folder: str) -> Iterator["os.DirEntry[str]"]:
 
 
 def _source_file(path: str, status: os.stat_result) -> SourceFile:
-    return SourceFile(path, status.st_size, str(status.st_mtime_ns))
+    """ctime and inode cannot be set back, so another file of the same size and time is another version."""
+    return SourceFile(path, status.st_size, f"{status.st_mtime_ns}.{status.st_ctime_ns}.{status.st_ino}")
 
 
 def _real_path_inside(path: str, real_root: str, uri: str) -> str:

@@ -105,6 +105,7 @@ class TensorStore:
             lost = [pack for pack, size in known.items() if _size(self.pack_path(pack)) != size]
             lost_blobs = [digest for digest in self.catalog.blob_digests() if not self.blob_path(digest).exists()]
             dropped = self._drop_models_that_lost(lost, lost_blobs)
+            self.catalog.forget_refusals()
         return RepairReport(tuple(path.name for path in removed), tuple(lost), tuple(dropped))
 
     def collect(self) -> CollectReport:

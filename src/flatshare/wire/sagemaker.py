@@ -56,7 +56,7 @@ def parse_invocation(request: Request) -> Invocation | None:
 
 def artifact_uri(prefix: str, target: TargetModel) -> ArtifactUri:
     """The target model is a key below the prefix, which may or may not end in a slash."""
-    return ArtifactUri(f"{prefix.rstrip('/')}/{target.lstrip('/')}")
+    return ArtifactUri(f"{prefix.rstrip('/')}/{target.strip('/')}")
 
 
 def missing_target() -> BadInput:

@@ -120,6 +120,7 @@ class LocalDriver:
         with self._log_path(spec.id).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *self._command, *arguments, "--id", spec.id, "--name", spec.name, "--follow-stdin",
+                *(["--json-logs"] if settings.has_json_logs else []),
                 stdin=PIPE, stdout=log, stderr=STDOUT,
                 env=os.environ | _ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C in our terminal is ours: we drain first, then tell them

@@ -35,6 +35,8 @@ class Reconciler:
         self._clock = clock
         self._publish = publish
         self._tick_s = tick_s
+        self.has_looked = asyncio.Event()
+        """Set once the first pass is over: what was there before is routed, if only to say that it is not ready yet."""
         self._woken = asyncio.Event()
         self._fleet = Fleet(driver, clock, memory_bytes=memory_bytes, changed=self.wake)
         self._desired: tuple[DesiredEndpoint, ...] = ()
@@ -71,6 +73,7 @@ class Reconciler:
             await self._converge()
         except Exception:  # the loop's tick: a database that is away for a while must not end it
             log.exception("reconcile_failed")
+        self.has_looked.set()
 
     async def _pause(self) -> None:
         """Until there is news, a delayed start is due, or the tick is over."""

@@ -1,5 +1,6 @@
 """What the cache and the server ask of an engine."""
 
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +22,8 @@ class Footprint:
 class LoadedModel(Protocol):
     """A model ready to run, from any worker thread."""
 
-    def run(self, call: TextCall) -> Embeddings: ...
+    def run(self, call: TextCall, stop: threading.Event | None = None) -> Embeddings:
+        """Raises Abandoned soon after `stop` is set."""
 
 
 class Backend(Protocol):

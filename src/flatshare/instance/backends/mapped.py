@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
 from flatshare.core.call import Embeddings, TextCall
-from flatshare.core.errors import BadInput
+from flatshare.core.errors import Abandoned, BadInput
 from flatshare.core.ids import Digest
 from flatshare.core.spec import ModelManifest, StoredModel
 from flatshare.instance.backends.base import Footprint
@@ -113,13 +113,15 @@ class MappedModel:
         self._is_lowercased = manifest.is_lowercased
         self._bindings: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, call: TextCall) -> Embeddings:
+    def run(self, call: TextCall, stop: threading.Event | None = None) -> Embeddings:
         """Tokenise, run texts of equal length together, and put the rows back in order."""
         rows, truncated = self._encoder.encode(call.texts, self._max_tokens, is_lowercased=self._is_lowercased)
         if not all(len(row) for row in rows):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         vectors = np.empty((len(rows), self._width), np.float32)
         for group in equal_length_runs([len(row) for row in rows], TOKENS_PER_RUN):
+            if stop is not None and stop.is_set():
+                raise Abandoned("the caller has left")
             vectors[group] = self._forward(np.stack([rows[i] for i in group]))
         return Embeddings(vectors, tuple(len(row) for row in rows), truncated)
 
