@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
+
 from flatshare.control.drivers.local import LocalDriver
 from flatshare.control.plane import Control
 from flatshare.core.clock import SystemClock
@@ -50,6 +52,11 @@ def settings_for(
     )
 
 
+def run(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:
+    """`serve` on an event loop of its own."""
+    uvloop.run(serve(settings, on_ready))
+
+
 async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:
     """Run gateway and control plane until a signal; then answer what is under way and stop the instances.
 
@@ -64,9 +71,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
     stop_on_signals(server.stop)
     await asyncio.to_thread(_repair_store, settings.fleet.store_dir)
-    port = await server.listen_on_port(
-        gateway.host, gateway.port, accepts=False
-    )  # before anything is started that would have to be stopped
+    port = await server.listen_on_port(gateway.host, gateway.port)  # before anything is started that would have to be stopped
     try:
         await control.start()
         log.info("server_listens", host=gateway.host, port=port)

@@ -6,6 +6,8 @@ import ipaddress
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -57,12 +59,8 @@ def serve(
       flatshare serve --memory 8GiB --port 9000
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
-    if not insecure and not _is_loopback(host):
-        raise click.UsageError(
-            f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure"
-        )
-    import uvloop
-
+    if not insecure:
+        _require_loopback(host)
     from flatshare import build
     from flatshare.telemetry import log
 
@@ -78,9 +76,14 @@ def serve(
         has_json_logs=json_logs,
         region=region,
     )
+    with _port_in_use_explained(host, port):
+        build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
 
+
+@contextmanager
+def _port_in_use_explained(host: str, port: int) -> Iterator[None]:
     try:
-        uvloop.run(build.serve(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json)))
+        yield
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -109,6 +112,13 @@ def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: 
     )
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
+
+
+def _require_loopback(host: str) -> None:
+    if not _is_loopback(host):
+        raise click.UsageError(
+            f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure"
+        )
 
 
 def _is_loopback(host: str) -> bool:

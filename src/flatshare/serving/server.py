@@ -7,6 +7,7 @@ drain time, cut off what is left.
 import asyncio
 import gc
 import signal
+import socket
 from collections.abc import Callable
 
 from flatshare.serving.connection import Bounds, Connection
@@ -31,28 +32,24 @@ class HandlerServer:
         self._emptied = asyncio.Event()
         self._listener: asyncio.Server | None = None
 
-    async def listen_on_port(self, host: str, port: int, *, accepts: bool = True) -> int:
-        """Take the port, and accept connections from now on, or from `accept` on; the port that it became."""
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, host, port, backlog=_BACKLOG, start_serving=accepts)
-        return int(self._listener.sockets[0].getsockname()[1])
+    async def listen_on_port(self, host: str, port: int) -> int:
+        """Take the port; the port that it became. Who connects waits until `run`. Raises OSError if the port is in use."""
+        taken = await asyncio.to_thread(_listening_socket, host, port)
+        self._listener = await asyncio.get_running_loop().create_server(self._connection, sock=taken, start_serving=False, backlog=_BACKLOG)
+        return int(taken.getsockname()[1])
 
     async def listen_on_socket(self, path: str) -> None:
-        """Accept connections on a Unix socket; a stale one of an earlier process is replaced."""
+        """Accept connections on a Unix socket at once; a stale one of an earlier process is replaced."""
         self._listener = await asyncio.get_running_loop().create_unix_server(self._connection, path, backlog=_BACKLOG)
-
-    async def accept(self) -> None:
-        """Open the door, where it was not opened at once."""
-        assert self._listener is not None, "asked to accept before it listens. This is a bug."
-        await self._listener.start_serving()
 
     def stop(self) -> None:
         """Begin to drain. May be called more than once."""
         self._told_to_stop.set()
 
     async def run(self) -> None:
-        """Until `stop` was called and everybody who was being served has an answer."""
+        """Accept and serve until `stop` was called and everybody who was being served has an answer."""
         assert self._listener is not None, "run before it listens. This is a bug."
+        await self._listener.start_serving()
         sweeper = asyncio.get_running_loop().create_task(self._sweep())
         await self._told_to_stop.wait()
         await self._drain(self._listener)
@@ -94,6 +91,12 @@ class HandlerServer:
             await asyncio.sleep(_SWEEP_S)
             for connection in tuple(self._connections):
                 connection.enforce(loop.time())
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """Bound and listening: from now on the kernel holds connections for us, and refuses the port to others."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
 
 
 def stop_on_signals(stop: Callable[[], None]) -> None:
