@@ -66,16 +66,8 @@ def serve(
 
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
-    settings = build.settings_for(
-        data_dir.absolute(),
-        host=host,
-        port=port,
-        memory_bytes=memory_bytes,
-        disk_bytes=disk_bytes,
-        workers=workers,
-        has_json_logs=json_logs,
-        region=region,
-    )
+    share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
+    settings = build.settings_for(data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region)
     with _port_in_use_explained(host, port):
         build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
 
