@@ -70,10 +70,8 @@ def test_pairs_of_texts_are_classified_as_transformers_does(tmp_path: Path) -> N
     folder = save_model(tmp_path / "model", "bert", Task.CLASSIFICATION)
     firsts, seconds = [*TEXTS, LONG], ["help me", *TEXTS]
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    expected = [
-        model(**tokenizer(a, b, truncation=True, return_tensors="pt")).logits.detach().numpy()[0]
-        for a, b in zip(firsts, seconds, strict=True)
-    ]
+    inputs = [tokenizer(a, b, truncation=True, return_tensors="pt") for a, b in zip(firsts, seconds, strict=True)]
+    expected = [model(**features).logits.detach().numpy()[0] for features in inputs]
     result = load(folder).run(call({"text": firsts, "text_pair": seconds}))
     np.testing.assert_allclose(result.output("logits").data, np.stack(expected), rtol=0, atol=1e-5 * max(1, np.abs(expected).max()))
 
@@ -171,7 +169,7 @@ LOGITS = st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_si
 @given(LOGITS)
 def test_scores_are_probabilities_however_large_the_logits(logits: np.ndarray[Any, np.dtype[np.float32]]) -> None:
     for activation in ("softmax", "sigmoid"):
-        found = scores(logits, activation)  # type: ignore[arg-type]  # its two names
+        found = scores(logits, activation)
         assert ((found >= 0) & (found <= 1)).all()
     np.testing.assert_allclose(scores(logits, "softmax").sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(scores(logits, "sigmoid"), torch.sigmoid(torch.from_numpy(logits)).numpy(), rtol=0, atol=1e-6)

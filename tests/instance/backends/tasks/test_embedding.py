@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MEAN = ("Pooling", {"pooling_mode_mean_tokens": True, "word_embedding_dimension": 32})
-NORMALIZE = ("Normalize", {})
+NORMALIZE: tuple[str, dict[str, Any]] = ("Normalize", {})
 PROMPTS = {"query": "help me ", "document": ""}
 
 
@@ -118,9 +118,8 @@ class TestDense:
     def test_layers_in_a_row_with_a_residual_and_a_norm(self, tmp_path: Path) -> None:
         first = {"in_features": 32, "out_features": 16, "bias": True, "use_residual": True}
         second = {"in_features": 16, "out_features": 16, "bias": True, "use_residual": True}
-        folder = save(
-            tmp_path / "model", ("Dense", first), ("Dense", second), ("LayerNorm", {"dimension": 16}), ("Dropout", {"dropout": 0.1})
-        )
+        last = ("LayerNorm", {"dimension": 16}), ("Dropout", {"dropout": 0.1})
+        folder = save(tmp_path / "model", ("Dense", first), ("Dense", second), *last)
         write_dense(folder / "2_Dense", first)
         write_dense(folder / "3_Dense", second)
         safetensors.torch.save_file({"norm.weight": torch.rand(16), "norm.bias": torch.rand(16)}, folder / "4_LayerNorm/model.safetensors")
