@@ -86,7 +86,11 @@ def test_a_shadow_variant_is_kept_beside_its_one_production_variant(client: Any)
         ([variant("a"), variant("b")], [variant("s")], "2 production and 1 shadow variants were given"),
         ([variant("a")], [variant("s"), variant("t")], "1 production and 2 shadow variants were given"),
         ([variant("a")], [variant("a")], 'The variant name "a" was non-unique within the request.'),
-        ([variant("a")], [variant("s", ServerlessConfig={"MemorySizeInMB": 1024, "MaxConcurrency": 1})], "ServerlessConfig is not supported"),
+        (
+            [variant("a")],
+            [variant("s", ServerlessConfig={"MemorySizeInMB": 1024, "MaxConcurrency": 1})],
+            "ServerlessConfig is not supported",
+        ),
         ([variant("a")], [variant("s", model="n")], 'Could not find model "'),
     ],
 )
