@@ -14,12 +14,14 @@ from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySetti
 from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.telemetry.shadows import ShadowMetrics
 
 log = get_logger("server")
 
@@ -65,8 +67,9 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     routes = RouteTable(settings.control.account)
     metrics = GatewayMetrics()
     control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=routes.replace)
-    invoker = Invoker(settings.gateway, routes, metrics, region=settings.control.region, account=settings.control.account)
-    door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics)
+    shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=settings.gateway.hold_s)
+    invoker = Invoker(settings.gateway, routes, metrics, shadows, region=settings.control.region, account=settings.control.account)
+    door = FrontDoor(invoker, control.handle, FleetStatus(routes, shadows), metrics)
     gateway = settings.gateway
     server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
     stop_on_signals(server.stop)
@@ -79,6 +82,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
         on_ready(port)
         await server.run()
     finally:
+        await shadows.close()
         await control.close()
         routes.close()
 
