@@ -36,17 +36,28 @@ class ServerSettings:
 
 
 def settings_for(
-    data_dir: Path, *, host: str, port: int, memory_bytes: int, disk_bytes: int, workers: int, has_json_logs: bool, region: str
+    data_dir: Path,
+    *,
+    host: str,
+    port: int,
+    memory_bytes: int,
+    disk_bytes: int,
+    workers: int,
+    max_instances: int,
+    has_json_logs: bool,
+    region: str,
+    database_url: str | None,
 ) -> ServerSettings:
-    """Everything below one folder: the database, the tensor store, the instances' logs."""
+    """Everything below one folder: the database (unless it is elsewhere), the tensor store, the instances' logs."""
     data_dir.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
         gateway=GatewaySettings(host=host, port=port),
-        control=ControlSettings(database_url=f"sqlite:///{data_dir / 'control.db'}", region=region),
+        control=ControlSettings(database_url=database_url or f"sqlite:///{data_dir / 'control.db'}", region=region),
         fleet=FleetSettings(
             memory_bytes=memory_bytes,
             disk_bytes=disk_bytes,
             workers=workers,
+            max_instances=max_instances,
             has_json_logs=has_json_logs,
             store_dir=data_dir / "store",
             log_dir=data_dir / "log",

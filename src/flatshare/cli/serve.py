@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
+from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
 
 
@@ -31,6 +32,16 @@ from flatshare.core.sizes import format_size
 @click.option(
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
+@click.option(
+    "--max-instances", default=16, show_default=True, type=click.IntRange(1, 1000), help="Instances that all endpoints may have together."
+)
+@click.option(
+    "--database",
+    "database_url",
+    envvar="FLATSHARE_DATABASE_URL",
+    show_default="control.db below --data",
+    help="Where endpoints are kept: postgresql://user@host/name, which needs the extra 'postgres'. The variable hides a password from ps.",
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
@@ -43,6 +54,8 @@ def serve(
     memory_bytes: int,
     disk_bytes: int,
     workers: int,
+    max_instances: int,
+    database_url: str | None,
     region: str,
     insecure: bool,
     json_logs: bool,
@@ -66,16 +79,21 @@ def serve(
 
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
-    share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
-    settings = build.settings_for(data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region)
-    with _port_in_use_explained(host, port):
+    share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers, "max_instances": max_instances}
+    settings = build.settings_for(
+        data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region, database_url=database_url
+    )
+    with _start_explained(host, port):
         build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
 
 
 @contextmanager
-def _port_in_use_explained(host: str, port: int) -> Iterator[None]:
+def _start_explained(host: str, port: int) -> Iterator[None]:
+    """What an operator can put right is told in a sentence."""
     try:
         yield
+    except IncompatibleState as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
