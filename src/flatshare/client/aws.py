@@ -38,12 +38,17 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, ClientError):
         response: dict[str, Any] = dict(error.response)
         said = str(response.get("OriginalMessage") or response["Error"]["Message"])
-        if response["Error"]["Code"] in {"MissingAuthenticationToken", "UnrecognizedClientException"}:
-            return f"{said} Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that 'flatshare keys create' made on the server."
-        return said
+        return with_remedy(said, response["Error"]["Code"])
     if isinstance(error, EndpointConnectionError | ConnectionClosedError):
         return f"{error} Start a server with 'flatshare serve', or say with --url where it is."
     return str(error)
+
+
+def with_remedy(said: str, code: str) -> str:
+    """What a server said, and what to do if it does not know who calls."""
+    if code not in {"MissingAuthenticationToken", "UnrecognizedClientException"}:
+        return said
+    return f"{said}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that 'flatshare keys create' made on the server"
 
 
 def environment(url: str) -> dict[str, str]:

@@ -9,7 +9,8 @@ import orjson
 from botocore.loaders import Loader
 from botocore.model import ServiceModel
 
-from flatshare.core.errors import BadInput, UnknownOperation, ValidationFailed
+from flatshare.core.errors import UnknownOperation, ValidationFailed
+from flatshare.wire import json_body
 from flatshare.wire.aws_shapes import Dialect, Params, Reader, render
 from flatshare.wire.http import Reply, Request
 
@@ -82,10 +83,7 @@ def load_codec(service_name: str, dialect: Dialect) -> JsonCodec:
 
 
 def _parsed(body: bytes) -> Any:
-    try:
-        return orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not JSON: {error}") from None
+    return json_body.parsed(body) if body else {}
 
 
 def _validation_message(problems: list[str]) -> str:

@@ -14,6 +14,7 @@ import orjson
 from flatshare.core.call import Embeddings, TextCall
 from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelDigest
+from flatshare.wire import json_body
 
 MAX_TEXTS = 4096
 _MAX_RANK = 8  # more is no tensor of texts, and the product of a long shape takes minutes
@@ -76,10 +77,7 @@ def render(request: TextRequest, result: Embeddings, model_name: str, digest: Mo
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+    fields = json_body.parsed(body)
     if not isinstance(fields, dict) or "inputs" not in fields:
         raise BadInput('the body must be an object with "inputs": a text, a list of texts, or v2 tensors')
     return fields
