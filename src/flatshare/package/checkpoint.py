@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from flatshare.core.errors import BadPackage, UnsupportedModel
+from flatshare.core.errors import BadInput, BadPackage, UnsupportedModel
 from flatshare.core.settings import StoreLimits
 from flatshare.package.graphs.bert import ACTIVATIONS, POOLINGS, BertShape, SentenceHead
+from flatshare.wire import json_body
 
 _MAX_DIMENSION = 2**20  # beyond any real model, small enough that products stay sane
 _NO_LIMIT = 10**6  # tokenizers without a limit say 1e30
@@ -78,9 +77,9 @@ class _Reader:
         if path.stat().st_size > self._limits.max_json_bytes:
             raise BadPackage(f"{name} has more than {self._limits.max_json_bytes} bytes")
         try:
-            return orjson.loads(path.read_bytes())
-        except orjson.JSONDecodeError as error:
-            raise BadPackage(f"{name} is not valid JSON: {error}") from error
+            return json_body.parsed(path.read_bytes(), name)
+        except BadInput as error:
+            raise BadPackage(str(error)) from error
 
     def _object(self, name: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -6,8 +6,9 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from flatshare.core.errors import BadPackage
+from flatshare.core.errors import BadInput, BadPackage
 from flatshare.core.settings import StoreLimits
+from flatshare.wire import json_body
 
 
 def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int, max_tokens: int) -> bytes:
@@ -19,9 +20,9 @@ def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int, max
     if path.stat().st_size > limits.max_json_bytes:
         raise BadPackage(f"tokenizer.json has more than {limits.max_json_bytes} bytes")
     try:
-        fields: Any = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise BadPackage(f"tokenizer.json is not valid JSON: {error}") from error
+        fields: Any = json_body.parsed(path.read_bytes(), "tokenizer.json")
+    except BadInput as error:
+        raise BadPackage(str(error)) from error
     if not isinstance(fields, dict):
         raise BadPackage("tokenizer.json is not a JSON object")
     fields["truncation"] = fields["padding"] = None
