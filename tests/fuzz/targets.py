@@ -14,20 +14,24 @@ import orjson
 import zstandard
 
 from flatshare.control.app import OPERATIONS
-from flatshare.core.errors import BadInput, FlatshareError
+from flatshare.core.errors import FlatshareError
 from flatshare.core.settings import StoreLimits
 from flatshare.package.checkpoint import read_checkpoint
-from flatshare.package.graphs.bert import sentence_encoder
+from flatshare.package.folder import Folder
+from flatshare.package.graphs.heads import generated_graph
 from flatshare.package.tokenizer import canonical_tokenizer
+from flatshare.package.tokenizer_files import tokenizer_json as tokenizer_json_of
 from flatshare.package.weights import WeightsFile
 from flatshare.security.keys import _parse
 from flatshare.store import archive
-from flatshare.wire import asks, container, sagemaker, sigv4, texts
+from flatshare.wire import asks, cbor, container, infer, sagemaker, sigv4
 from flatshare.wire.aws_json import sagemaker_codec
+from flatshare.wire.aws_services import cloudwatch_cbor_codec, cloudwatch_query_codec
 from flatshare.wire.http import Reply, Request
 from tests.checkpoints import CONFIG, MODULES, random_weights, safetensors, tokenizer_json
 from tests.wire.requests import SECRET, signed
 
+_CLOUDWATCH = ("PutMetricData", "GetMetricData")
 LIMITS = StoreLimits(max_unpacked_bytes=4 * 2**20, max_files=100, max_json_bytes=2**20)
 
 
@@ -47,13 +51,24 @@ def _control(content: bytes, _: Path) -> None:
     sagemaker_codec().call(request, served=OPERATIONS)
 
 
-def _texts(content: bytes, _: Path) -> None:
-    for kind in ("application/json", "text/plain"):
-        try:
-            call = texts.parse(kind, content)
-        except BadInput:
-            continue
-        assert 1 <= len(call.call.texts) <= texts.MAX_TEXTS
+def _query(content: bytes, _: Path) -> None:
+    request = Request("POST", "/", {b"content-type": b"application/x-www-form-urlencoded"}, content)
+    cloudwatch_query_codec().call(request, served=_CLOUDWATCH)
+
+
+def _cbor(content: bytes, _: Path) -> None:
+    path = "/service/GraniteServiceVersion20100801/operation/PutMetricData"
+    cloudwatch_cbor_codec().call(Request("POST", path, {b"smithy-protocol": b"rpc-v2-cbor"}, content), served=_CLOUDWATCH)
+
+
+def _gzip(content: bytes, _: Path) -> None:
+    headers = {b"x-amz-target": b"SageMaker.ListModels", b"content-encoding": b"gzip"}
+    sagemaker_codec().call(Request("POST", "/", headers, content), served=OPERATIONS)
+
+
+def _inferences(content: bytes, _: Path) -> None:
+    kind, body = content.partition(b"\n")[::2]
+    infer.parse(kind.decode("latin-1"), body)
 
 
 def _container(content: bytes, _: Path) -> None:
@@ -125,15 +140,22 @@ def _config(content: bytes, folder: Path) -> None:
     for name in ("tokenizer.json", "model.safetensors"):
         (folder / name).write_bytes(b"{}")
     checkpoint = read_checkpoint(folder, LIMITS)
-    assert 0 < checkpoint.max_tokens <= checkpoint.shape.positions
-    if checkpoint.shape.layers <= 4:  # a graph of a thousand layers is honest work, and takes its time
-        sentence_encoder(checkpoint.shape, checkpoint.head)
+    assert checkpoint.max_tokens > 0
+    if getattr(checkpoint.trunk, "layers", 0) <= 4:  # a graph of a thousand layers is honest work, and takes its time
+        generated_graph(checkpoint.trunk, checkpoint.purpose.head, has_pairs=False)
 
 
-def _tokenizer(content: bytes, folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    path.write_bytes(content)
-    canonical_tokenizer(path, LIMITS, vocabulary=100, max_tokens=64)
+def _tokenizer(content: bytes, _: Path) -> None:
+    canonical_tokenizer(content, vocabulary=100, max_tokens=64)
+
+
+def _vocabulary(content: bytes, folder: Path) -> None:
+    """vocab.txt, or vocab.json with merges.txt, behind tokenizer_config.json."""
+    settings, *parts = content.split(b"\n\n", 2)
+    names = ("vocab.txt",) if len(parts) < 2 else ("vocab.json", "merges.txt")
+    for name, part in zip(("tokenizer_config.json", *names), (settings, *parts), strict=False):
+        (folder / name).write_bytes(part)
+    canonical_tokenizer(tokenizer_json_of(Folder(folder, LIMITS), "bert"), vocabulary=1000, max_tokens=64)
 
 
 def _each(*calls: Callable[[], object]) -> None:
@@ -176,13 +198,22 @@ def _control_seeds() -> list[bytes]:
     return [name.encode() + b"\n" + orjson.dumps(body) for name, body in calls.items()]
 
 
-def _text_seeds() -> list[bytes]:
+def _inference_seeds() -> list[bytes]:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": [["a"], ["b"]]}
-    return [
-        b'{"inputs": "hello"}',
-        b'{"inputs": ["a", "b"]}',
-        orjson.dumps({"id": "1", "inputs": [tensor], "outputs": [{"name": "embedding"}]}),
-    ]
+    numbers = {"name": "n", "datatype": "FP32", "shape": [2], "parameters": {"binary_data_size": 8}}
+    v2 = {"id": "1", "inputs": [tensor], "outputs": [{"name": "embedding"}], "parameters": {"a": 1}}
+    head = orjson.dumps({"inputs": [numbers]})
+    bodies = [b'{"inputs": "hello"}', b'{"query": "a", "passages": ["b", "c"]}', orjson.dumps(v2)]
+    binary = infer.binary_content_type(len(head)) + b"\n" + head + bytes(8)
+    return [*(b"application/json\n" + body for body in bodies), "text/plain\né".encode(), binary]
+
+
+def _metric() -> dict[str, object]:
+    datum = {"MetricName": "m", "Value": 1.5, "Unit": "None", "Dimensions": [{"Name": "n", "Value": "v"}]}
+    return {"Namespace": "n", "MetricData": [datum]}
+
+
+_FORM = b"Action=PutMetricData&Version=2010-08-01&Namespace=n&MetricData.member.1.MetricName=m&MetricData.member.1.Value=1.5"
 
 
 def _signature_seeds() -> list[bytes]:
@@ -204,7 +235,10 @@ _KEY = {
 _TARS = _tar_seeds()
 TARGETS = {
     "control calls": Target(_control_seeds(), _control),
-    "texts": Target(_text_seeds(), _texts),
+    "control calls in gzip": Target([gzip.compress(b'{"NameContains": "x"}', mtime=0)], _gzip),
+    "forms": Target([_FORM], _query),
+    "CBOR": Target([cbor.dumps(_metric())], _cbor),
+    "inferences": Target(_inference_seeds(), _inferences),
     "the container contract": Target([b'{"model_name": "m", "url": "/opt/ml/models/m/model"}', b'{"memory_bytes": 5}'], _container),
     "invocations": Target([b"/endpoints/e/invocations\nacme/query", "/endpoints/e/invocations\né/x.tar.gz".encode()], _invocation),
     "signatures": Target(_signature_seeds(), _signature),
@@ -217,6 +251,13 @@ TARGETS = {
         [b"\n\n".join(map(orjson.dumps, (CONFIG, MODULES, {"pooling_mode_mean_tokens": True}, {"max_seq_length": 32})))], _config
     ),
     "tokenizers": Target([tokenizer_json().encode()], _tokenizer),
+    "vocabularies": Target(
+        [
+            b'{"do_lower_case": true, "cls_token": "[CLS]"}\n\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\n##s\n',
+            b'{"cls_token": {"content": "<s>"}}\n\n{"<s>": 0, "</s>": 1, "<unk>": 2, "a": 3, "b": 4, "ab": 5}\n\n#version: 0.2\na b\n',
+        ],
+        _vocabulary,
+    ),
 }
 
 

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from flatshare.core.errors import BadInput
-from flatshare.wire import texts
+from flatshare.wire import infer
 from flatshare.wire.aws_json import sagemaker_codec
 from flatshare.wire.http import Request
 from flatshare.wire.json_body import MAX_DEPTH, parsed
@@ -28,6 +28,6 @@ def test_what_is_deep_is_the_callers_error_at_every_door(depth: int, form: bytes
     with pytest.raises(BadInput, match=r"nested more than|not valid JSON"):
         parsed(body)
     with pytest.raises(BadInput):
-        texts.parse("application/json", body)
+        infer.parse("application/json", body)
     with pytest.raises(BadInput):
         sagemaker_codec().call(Request("POST", "/", {b"x-amz-target": b"SageMaker.DescribeModel"}, body), served=["DescribeModel"])

@@ -109,7 +109,7 @@ class FrontDoor:
         return Reply(200, self._metrics.render(await self._status.readings(), self._status.endpoints()), _METRICS_TYPE)
 
     async def _render_status(self) -> Reply:
-        return Reply(200, orjson.dumps({"instances": await self._status.gather()}))
+        return Reply(200, orjson.dumps(await self._status.report()))
 
 
 def _refusal(request: Request, error: FlatshareError) -> Reply:

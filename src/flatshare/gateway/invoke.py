@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import count
 from uuid import uuid4
 
@@ -11,10 +11,11 @@ from flatshare.client.instance import InstanceClient
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
-from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, model_key
+from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import VariantRoute
-from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.routes import RouteTable, model_address
+from flatshare.gateway.shadow import Answered, Shadows
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
 from flatshare.wire import container, sagemaker
@@ -24,16 +25,20 @@ from flatshare.wire.sagemaker import Invocation, LogPlace
 log = get_logger("gateway")
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
 _PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
-_KEPT = {container.MODEL_DIGEST, *_PHASES, b"x-amzn-sagemaker-custom-attributes"}
+_KEPT = {container.MODEL_DIGEST, *_PHASES, *sagemaker.RETURNED}
+_COPIED = {200, 424}  # a model has answered, be it with an error of its own
 
 
 class Invoker:
     """The journey of one InvokeEndpoint call through the gateway."""
 
-    def __init__(self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, *, region: str, account: str) -> None:
+    def __init__(
+        self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, shadows: Shadows, *, region: str, account: str
+    ) -> None:
         self._settings = settings
         self._routes = routes
         self._metrics = metrics
+        self._shadows = shadows
         self._region = region
         self._account = account
         self._in_flight = 0
@@ -57,6 +62,7 @@ class Invoker:
             raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
         require_body_within(call.request, self._settings.max_body_bytes)
         self._routes.endpoint(call.endpoint)
+        sagemaker.refuse_foreign_headers(call)
         if call.target is None:
             raise sagemaker.missing_target(request_id)
         answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
@@ -67,7 +73,7 @@ class Invoker:
         tried = frozenset[InstanceId]()
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
-            source, key = _address(variant.prefix, target)
+            source, key = model_address(variant.prefix, target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
@@ -126,13 +132,8 @@ class Invoker:
         known = call.endpoint if call.endpoint in self._routes.endpoints else UNKNOWN
         phases = {_PHASES[name]: float(value) / 1e3 for name, value in reply.headers if name in _PHASES}
         self._metrics.answered(known, reply.status, took_s, phases)
-
-
-@lru_cache(maxsize=16_384)
-def _address(prefix: str, target: TargetModel) -> tuple[ModelSource, ModelKey]:
-    """Where the model lies, and its key. Hashing each time would cost more than the rest of the gateway's routing."""
-    uri = sagemaker.artifact_uri(prefix, target)
-    return ModelSource(uri, prefix), model_key(uri)
+        if call.target is not None and reply.status in _COPIED:
+            self._shadows.copy(Answered(call, call.target, reply, took_s))
 
 
 def request_ids() -> Iterator[str]:

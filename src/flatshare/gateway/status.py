@@ -8,6 +8,7 @@ import orjson
 from flatshare.core.errors import InstanceGone
 from flatshare.core.state import EndpointRoute
 from flatshare.gateway.routes import RouteTable, Upstream
+from flatshare.gateway.shadow import Shadows
 from flatshare.telemetry.metrics import InstanceReading
 
 _TIMEOUT_S = 2.0
@@ -16,8 +17,13 @@ _TIMEOUT_S = 2.0
 class FleetStatus:
     """Asks every instance in service."""
 
-    def __init__(self, routes: RouteTable) -> None:
+    def __init__(self, routes: RouteTable, shadows: Shadows) -> None:
         self._routes = routes
+        self._shadows = shadows
+
+    async def report(self) -> dict[str, Any]:
+        """All that `/flatshare/status` says."""
+        return {"instances": await self.gather(), "shadows": self._shadows.report()}
 
     async def gather(self) -> list[dict[str, Any]]:
         """One record per instance; one that does not answer says so under `error`."""
