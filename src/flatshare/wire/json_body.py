@@ -1,4 +1,4 @@
-"""Ground floor: a body as JSON, no deeper than code that walks it can bear."""
+"""Ground floor: strangers' bytes as JSON, no deeper than code that walks it can bear."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ MAX_DEPTH = 64
 """AWS's deepest call has 9; the parser admits 1,023, which is more than Python's own recursion does."""
 
 
-def parsed(body: bytes) -> Any:
-    """Raises BadInput for what is not JSON, or nested too deeply."""
+def parsed(body: bytes, what: str = "the body") -> Any:
+    """Raises BadInput for what is not JSON, or nested too deeply; its sentence begins with `what`."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+        raise BadInput(f"{what} is not valid JSON: {error}") from error
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(value):  # counting is cheap, and settles nearly all bodies
-        raise BadInput(f"the body is nested more than {MAX_DEPTH} deep")
+        raise BadInput(f"{what} is nested more than {MAX_DEPTH} deep")
     return value
 
 
