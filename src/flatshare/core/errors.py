@@ -5,6 +5,13 @@
     │  ├─ BodyTooLarge
     │  ├─ ValidationFailed      a control call breaks a rule of the API
     │  └─ UnknownOperation      no such call is served here
+    ├─ Unauthenticated          nobody knows who calls
+    │  ├─ MissingCredentials    the request does not say
+    │  ├─ IncompleteSignature   what says so cannot be read
+    │  ├─ UnknownKey            no such access key, or it was revoked
+    │  ├─ SignatureMismatch     altered on the way, another secret, another region
+    │  └─ RequestExpired        signed too long ago, or seen before
+    ├─ AccessDenied             the caller is known, and may not do that
     ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
@@ -16,6 +23,7 @@
     ├─ QuotaExceeded            the fleet has no room for another instance
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
+    ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
     └─ Abandoned                the caller has left
@@ -44,6 +52,34 @@ class ValidationFailed(BadInput):
 
 class UnknownOperation(BadInput):
     """No such operation is served here."""
+
+
+class Unauthenticated(FlatshareError):
+    """The request does not prove who sent it."""
+
+
+class MissingCredentials(Unauthenticated):
+    """Neither a signature nor a token."""
+
+
+class IncompleteSignature(Unauthenticated):
+    """A signature or a token that cannot be read, or does not cover what it must."""
+
+
+class UnknownKey(Unauthenticated):
+    """No such access key, or it was revoked."""
+
+
+class SignatureMismatch(Unauthenticated):
+    """The signature is not that of this request by this key."""
+
+
+class RequestExpired(Unauthenticated):
+    """Signed too long ago, or too far in the future, or used before."""
+
+
+class AccessDenied(FlatshareError):
+    """The caller is known, and none of its grants allows what it asks."""
 
 
 class UnknownEndpoint(FlatshareError):
@@ -116,6 +152,10 @@ class DiskFull(FlatshareError):
     """The instance's disk cannot take the artifact."""
 
     can_retry = True
+
+
+class IncompatibleState(FlatshareError):
+    """The control plane's database is one that this version cannot use."""
 
 
 class InstanceGone(FlatshareError):
