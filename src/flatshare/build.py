@@ -1,6 +1,7 @@
 """The only file that knows everybody: settings become objects, and objects one running server."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ def settings_for(
             disk_bytes=disk_bytes,
             workers=workers,
             max_instances=max_instances,
+            parallel_starts=max(2, os.cpu_count() or 2),
             has_json_logs=has_json_logs,
             store_dir=data_dir / "store",
             log_dir=data_dir / "log",

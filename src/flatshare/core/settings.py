@@ -44,6 +44,8 @@ class FleetSettings:
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     max_instances: int = 16
+    parallel_starts: int = 4
+    """Instances that start at the same time: a start takes a core for half a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
