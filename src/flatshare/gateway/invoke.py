@@ -17,14 +17,15 @@ from flatshare.core.state import VariantRoute
 from flatshare.gateway.routes import RouteTable, model_address
 from flatshare.gateway.shadow import Answered, Shadows
 from flatshare.telemetry.log import get_logger
-from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
 from flatshare.wire import container, sagemaker
-from flatshare.wire.http import Reply, require_body_within
+from flatshare.wire.http import REQUEST_ID, Reply, require_body_within
 from flatshare.wire.sagemaker import Invocation, LogPlace
 
 log = get_logger("gateway")
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
-_KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, *sagemaker.RETURNED}
+_PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
+_KEPT = {container.MODEL_DIGEST, *_PHASES, *sagemaker.RETURNED}
 _COPIED = {200, 424}  # a model has answered, be it with an error of its own
 
 
@@ -41,12 +42,11 @@ class Invoker:
         self._region = region
         self._account = account
         self._in_flight = 0
-        self._request_ids = request_ids()
         metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def invoke(self, call: Invocation) -> Reply:
         """Always a reply: what went wrong becomes the contract's error."""
-        started_s, request_id = time.monotonic(), next(self._request_ids)
+        started_s, request_id = time.monotonic(), call.request.id
         self._in_flight += 1
         try:
             reply = await self._journey(call, request_id)
@@ -64,7 +64,7 @@ class Invoker:
         self._routes.endpoint(call.endpoint)
         sagemaker.refuse_foreign_headers(call)
         if call.target is None:
-            raise sagemaker.missing_target()
+            raise sagemaker.missing_target(request_id)
         answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
         return self._as_reply(answer, call.endpoint, variant, request_id)
 
@@ -89,7 +89,7 @@ class Invoker:
                     tried = frozenset({upstream.id})
 
     async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
-        headers = call.forwarded_headers + container.source_headers(source)
+        headers = [*call.forwarded_headers, *container.source_headers(source), (REQUEST_ID, call.request.id.encode())]
         try:
             path = f"/models/{key}/invoke"
             return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
@@ -113,7 +113,7 @@ class Invoker:
         answer.headers = [
             *kept,
             (b"x-amzn-invoked-production-variant", variant.name.encode()),
-            (b"x-amzn-requestid", request_id.encode()),
+            (REQUEST_ID, request_id.encode()),
         ]
         return answer
 
@@ -129,9 +129,9 @@ class Invoker:
         return sagemaker.error_reply(error, request_id)
 
     def _settle(self, call: Invocation, reply: Reply, took_s: float) -> None:
-        known = call.endpoint if call.endpoint in self._routes.endpoints else "unknown"
-        cold_ms = next((float(value) for key, value in reply.headers if key == container.COLD_START_MS), None)
-        self._metrics.answered(known, reply.status, took_s, None if cold_ms is None else cold_ms / 1e3)
+        known = call.endpoint if call.endpoint in self._routes.endpoints else UNKNOWN
+        phases = {_PHASES[name]: float(value) / 1e3 for name, value in reply.headers if name in _PHASES}
+        self._metrics.answered(known, reply.status, took_s, phases)
         if call.target is not None and reply.status in _COPIED:
             self._shadows.copy(Answered(call, call.target, reply, took_s))
 

@@ -33,6 +33,10 @@ class FleetStatus:
     async def readings(self) -> list[InstanceReading]:
         return [_reading(status) for status in await self.gather() if "balance" in status]
 
+    def endpoints(self) -> set[str]:
+        """Those in service: the only ones that may stand in a label."""
+        return set(self._routes.endpoints)
+
 
 async def _ask(endpoint: EndpointRoute, upstream: Upstream) -> dict[str, Any]:
     base = {"endpoint": endpoint.name, "instance": upstream.id, "socket": upstream.client.socket_path}
@@ -51,6 +55,10 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         models=balance["models"],
         anonymous_bytes=balance["measured_anonymous"],
         mapped_bytes=balance["mapped"],
+        anonymous_limit_bytes=balance["anonymous_limit"],
         memory_limit_bytes=balance["memory_limit"],
+        in_flight=status["in_flight"],
+        waiting=status["waiting"],
         decisions=status["decision_counts"],
+        evictions=status["eviction_counts"],
     )

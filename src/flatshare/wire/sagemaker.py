@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from uuid import uuid4
 
 import orjson
 
@@ -84,8 +83,10 @@ def artifact_uri(prefix: str, target: TargetModel) -> ArtifactUri:
     return ArtifactUri(f"{prefix.rstrip('/')}/{target.strip('/')}")
 
 
-def missing_target() -> BadInput:
-    return BadInput(f"Request {uuid4()} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix.")
+def missing_target(request_id: str) -> BadInput:
+    return BadInput(
+        f"Request {request_id} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix."
+    )
 
 
 def error_reply(error: FlatshareError, request_id: str) -> Reply:
