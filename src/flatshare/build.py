@@ -59,6 +59,7 @@ class ServeOptions:
     tls_cert: Path | None
     tls_key: Path | None
     json_logs: bool
+    changed_artifacts: str
 
     @property
     def scheme(self) -> str:
@@ -78,6 +79,7 @@ def settings_for(options: ServeOptions) -> ServerSettings:
             workers=options.workers,
             max_instances=options.max_instances,
             has_json_logs=options.json_logs,
+            changed_artifacts=options.changed_artifacts,
             store_dir=folder / "store",
             log_dir=folder / "log",
         ),
