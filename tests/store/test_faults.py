@@ -12,7 +12,7 @@ import pytest
 from flatshare.core.errors import StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
-from flatshare.store import sources
+from flatshare.store import remote, sources
 from flatshare.store.sources import fetch, probe
 from tests.store.conftest import BUCKET, KEY, S3, SECRET, tree_of
 from tests.store.faults import Fault, FaultyProxy, cut_after, refused, stalled_after
@@ -32,16 +32,16 @@ def proxy(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProx
         monkeypatch.delenv(name)
     monkeypatch.setattr(sources, "_PIECE_BYTES", PIECE)
     limits = {"read_timeout": timedelta(seconds=READ_S), "connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=10)}
-    monkeypatch.setattr(sources, "_CLIENT", limits)
+    monkeypatch.setattr(remote, "_CLIENT", limits)
     backoff = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}
-    monkeypatch.setattr(sources, "_RETRIES", {"max_retries": 3, "retry_timeout": timedelta(seconds=RETRY_S), "backoff": backoff})
-    sources._store.cache_clear()
+    monkeypatch.setattr(remote, "_RETRIES", {"max_retries": 3, "retry_timeout": timedelta(seconds=RETRY_S), "backoff": backoff})
+    remote._store.cache_clear()
     with FaultyProxy(s3_server.port).up() as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{running.port}")
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         yield running
-    sources._store.cache_clear()
+    remote._store.cache_clear()
 
 
 @pytest.fixture
