@@ -60,6 +60,7 @@ class ServeOptions:
     tls_cert: Path | None
     tls_key: Path | None
     json_logs: bool
+    changed_artifacts: str
 
     @property
     def scheme(self) -> str:
@@ -80,6 +81,7 @@ def settings_for(options: ServeOptions) -> ServerSettings:
             max_instances=options.max_instances,
             parallel_starts=max(2, os.cpu_count() or 2),
             has_json_logs=options.json_logs,
+            changed_artifacts=options.changed_artifacts,
             store_dir=folder / "store",
             log_dir=folder / "log",
         ),

@@ -20,7 +20,7 @@ from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.shadows import AGREED, DIFFERED, FAILED, Comparison, ShadowMetrics, ShadowOf
 from flatshare.wire import container
 from flatshare.wire.agreement import agreement
-from flatshare.wire.http import Reply
+from flatshare.wire.http import REQUEST_ID, Reply
 from flatshare.wire.sagemaker import Invocation
 
 log = get_logger("gateway")
@@ -94,7 +94,7 @@ class Shadows:
         upstream = self._routes.upstream(shadow, key, frozenset())
         if upstream is None:
             return None
-        headers = answered.call.forwarded_headers + container.source_headers(source)
+        headers = [*answered.call.forwarded_headers, *container.source_headers(source), (REQUEST_ID, answered.call.request.id.encode())]
         path, body = f"/models/{key}/invoke", answered.call.request.body
         with upstream as client:
             try:
