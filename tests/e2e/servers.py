@@ -121,7 +121,8 @@ def serving(data: Path, *, memory: str = "1GiB", environment: Mapping[str, str] 
         process = subprocess.Popen(command(data, memory), stdout=subprocess.PIPE, stderr=log, env=clean_environment(environment))
     with process:
         try:
-            yield RunningServer(process, _first_json(process)["url"])
+            greeting = _first_json(process)
+            yield RunningServer(process, greeting["url"], greeting["grpc"])
         finally:
             stop(process)
 

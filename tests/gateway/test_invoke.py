@@ -12,7 +12,12 @@ from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.sagemaker import SageMakerDoor
+from flatshare.gateway.doors.v2 import OpenInference
+from flatshare.gateway.doors.v2_http import V2HttpDoor
 from flatshare.gateway.invoke import Invoker, request_ids
+from flatshare.gateway.names import ModelNames
+from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
 from flatshare.serving.connection import Bounds
@@ -42,12 +47,17 @@ async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySetting
         routes = RouteTable("123456789012")
         routes.replace(Routes({EndpointName("e"): EndpointRoute(EndpointName("e"), is_multi_model=True, variants=(variant,))}))
         metrics = GatewayMetrics()
-        invoker = Invoker(settings or GatewaySettings(), routes, metrics, region="r", account="123456789012")
+        settings = settings or GatewaySettings()
+        invoker = Invoker(settings, routes, metrics)
 
         async def control(_: Request) -> Reply:
             return Reply(200, b"control")
 
-        yield FrontDoor(invoker, control, FleetStatus(routes), metrics)
+        runtime = SageMakerDoor(invoker, settings, region="r", account="123456789012")
+        status, readiness = FleetStatus(routes), Readiness()
+        readiness.start((), routes.routes, give_up_s=1.0)
+        open_inference = V2HttpDoor(OpenInference(invoker, ModelNames(routes, invoker), status, readiness), settings)
+        yield FrontDoor(runtime, open_inference, control, status, metrics, readiness)
         routes.close()
 
 

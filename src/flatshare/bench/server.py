@@ -22,9 +22,10 @@ ENDPOINT = "embeddings"
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, grpc_address: str | None = None) -> None:
         self.process = process
         self.url = url
+        self.grpc_address = grpc_address
         self.sagemaker = aws_client("sagemaker", url)
         self.runtime = aws_client("sagemaker-runtime", url, connections=32)
 
@@ -94,7 +95,8 @@ def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None) -
     command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
         process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
-    return RunningServer(process, _first_json(process)["url"])
+    greeting = _first_json(process)
+    return RunningServer(process, greeting["url"], greeting["grpc"])
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:

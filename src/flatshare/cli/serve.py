@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.markup import escape
@@ -17,6 +18,11 @@ from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, 
 from flatshare.client.aws import environment
 from flatshare.core.sizes import format_size
 
+if TYPE_CHECKING:
+    from flatshare.build import Listening
+
+DEFAULT_GRPC_PORT = 8001  # as Triton's
+
 
 @click.command(short_help="Start the server: gateway, control plane, instances.")
 @click.option(
@@ -24,6 +30,13 @@ from flatshare.core.sizes import format_size
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    show_default="8001, or a free one if --port is 0",
+    help="Port of the Open Inference Protocol over gRPC; 0 takes a free one.",
+)
+@click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
 @click.option(
     "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
 )
@@ -40,6 +53,8 @@ def serve(
     data_dir: Path,
     host: str,
     port: int,
+    grpc_port: int | None,
+    no_grpc: bool,
     memory_bytes: int,
     disk_bytes: int,
     workers: int,
@@ -49,7 +64,7 @@ def serve(
     log_level: str,
     as_json: bool,
 ) -> None:
-    """Serve the SageMaker control plane and runtime, metrics and status on one port.
+    """Serve SageMaker's control plane and runtime, Open Inference v2, metrics and status on one port, Open Inference over gRPC on another.
 
     Endpoints and imported models survive a restart; Ctrl-C or SIGTERM answers what is under way and stops.
 
@@ -67,9 +82,12 @@ def serve(
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
     share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
-    settings = build.settings_for(data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region)
+    taken = None if no_grpc else _grpc_port(port, grpc_port)
+    settings = build.settings_for(
+        data_dir.absolute(), host=host, port=port, grpc_port=taken, **share, has_json_logs=json_logs, region=region
+    )
     with _port_in_use_explained(host, port):
-        build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
+        build.run(settings, lambda listening: _greet(host, listening, memory_bytes, data_dir, as_json=as_json))
 
 
 @contextmanager
@@ -94,13 +112,20 @@ def _lock(data_dir: Path) -> None:
         ) from None
 
 
-def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
-    url = f"http://{host}:{port}"
+def _grpc_port(port: int, grpc_port: int | None) -> int:
+    """Who takes any free port for HTTP, as tests do, gets one for gRPC too."""
+    return (DEFAULT_GRPC_PORT if port else 0) if grpc_port is None else grpc_port
+
+
+def _greet(host: str, listening: "Listening", memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
+    url = f"http://{host}:{listening.port}"
+    grpc = None if listening.grpc_port is None else f"{host}:{listening.grpc_port}"
     if as_json:
-        print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
+        print_json({"url": url, "grpc": grpc, "pid": os.getpid(), "data": str(data_dir)})
         return
+    spoken = f", gRPC on {grpc}," if grpc else ""
     errors.print(
-        f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
+        f"[bold]flatshare[/] serves on [bold]{url}[/]{spoken} with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
     )
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')

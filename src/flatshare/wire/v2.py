@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import NDArray
 
 from flatshare.core.call import InferCall, InferResult, Scalar
-from flatshare.core.errors import BadInput
+from flatshare.core.errors import BadInput, Unsupported
 from flatshare.core.tensor import BF16, BYTES, DTYPES, Tensor
 
 _MAX_RANK = 8  # more is no tensor that a model takes, and the product of a long shape takes minutes
@@ -64,6 +64,8 @@ def parse(fields: Mapping[str, Any], tail: bytes = b"") -> V2Request:
         raise BadInput(f"{len(left)} bytes lie behind the binary tensors that the JSON header names")
     parameters = _parameters(fields.get("parameters"))
     outputs = [(_name(item), _parameters(item.get("parameters"))) for item in _objects(fields.get("outputs", []), "outputs")]
+    for _, values in outputs:
+        _require_no_shared_memory(values)
     if any(values.get("classification") for _, values in outputs):
         raise BadInput('the "classification" extension is not served: ask for the output as it is')
     said = {name: bool(values["binary_data"]) for name, values in outputs if "binary_data" in values}
@@ -148,6 +150,11 @@ def _parameters(value: object) -> dict[str, Scalar]:
     return value
 
 
+def _require_no_shared_memory(parameters: Mapping[str, Scalar]) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unsupported("tensors in shared memory are not supported: send them in the request, as JSON or binary data")
+
+
 def _tensor(item: Mapping[str, Any], tail: bytes) -> tuple[Tensor, bytes]:
     """One input, and what of the binary tail is left."""
     name, datatype, shape = _name(item), item.get("datatype"), item.get("shape")
@@ -155,7 +162,9 @@ def _tensor(item: Mapping[str, Any], tail: bytes) -> tuple[Tensor, bytes]:
         raise BadInput(f"tensor '{name}' is of datatype {short(datatype)}: known are {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise BadInput(f"tensor '{name}' needs a shape of at most {_MAX_RANK} sizes, such as [2] or [2, 1]")
-    size = _parameters(item.get("parameters")).get("binary_data_size")
+    parameters = _parameters(item.get("parameters"))
+    _require_no_shared_memory(parameters)
+    size = parameters.get("binary_data_size")
     if size is None:
         return _from_json(name, datatype, tuple(shape), item.get("data")), tail
     if type(size) is not int or not 0 <= size <= len(tail):

@@ -1,0 +1,157 @@
+"""A door of step 1: the Open Inference Protocol over gRPC."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+
+from flatshare.core.errors import FlatshareError, Unsupported
+from flatshare.gateway.doors import v2
+from flatshare.gateway.doors.v2 import InferRequest, OpenInference
+from flatshare.serving.rpc import Service
+from flatshare.telemetry.log import get_logger
+from flatshare.wire import faults, v2_grpc
+from flatshare.wire.v2_schema import MESSAGES, SERVICE
+
+log = get_logger("gateway")
+_SHARED_MEMORY = tuple(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister"))
+_PROBES = {"ServerLiveRequest", "ServerReadyRequest"}  # answered while the server starts; all else waits until it has
+_Answer = Callable[[Any, str], Awaitable[Any]]
+
+
+class V2GrpcDoor:
+    """`service` is the whole of it: method handlers for the server."""
+
+    def __init__(self, core: OpenInference) -> None:
+        self._core = core
+        unary = {
+            "ServerLive": self._server_live,
+            "ServerReady": self._server_ready,
+            "ServerMetadata": self._server_metadata,
+            "ModelReady": self._model_ready,
+            "ModelMetadata": self._model_metadata,
+            "ModelConfig": self._model_config,
+            "ModelInfer": self._infer,
+            "ModelStatistics": self._statistics,
+            "RepositoryIndex": self._index,
+            "RepositoryModelLoad": self._load,
+            "RepositoryModelUnload": self._unload,
+            "TraceSetting": self._trace_settings,
+            "LogSettings": self._log_settings,
+        }
+        handlers = {name: self._handler(answer, f"{name}Request", f"{name}Response") for name, answer in unary.items()}
+        handlers |= {name: self._handler(_shared_memory, "Empty", "Empty") for name in _SHARED_MEMORY}
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream,
+            request_deserializer=MESSAGES["ModelInferRequest"].FromString,
+            response_serializer=MESSAGES["ModelStreamInferResponse"].SerializeToString,
+        )
+        self.service = Service(SERVICE, handlers)
+
+    def _handler(self, answer: _Answer, request: str, response: str) -> Any:
+        """One method. Whatever goes wrong becomes a status: this is the request boundary."""
+
+        async def handle(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            request_id = self._core.next_request_id()
+            failure: Exception
+            try:
+                if request not in _PROBES:
+                    await self._core.readiness.until_started()
+                return await answer(message, request_id)
+            except FlatshareError as error:
+                failure, sentence = error, str(error)
+            except Exception as error:
+                log.exception("request_failed", method=request, request_id=request_id)
+                failure, sentence = error, "an internal error, see the server's log"
+            trailers = (("x-request-id", request_id), *((("retry-after", "1"),) if getattr(failure, "can_retry", False) else ()))
+            return await context.abort(_status(failure), sentence, trailers)  # raises
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=MESSAGES[request].FromString,
+            response_serializer=MESSAGES[response].SerializeToString,
+        )
+
+    async def _infer(self, request: Any, request_id: str) -> Any:
+        message = v2_grpc.parse(request)
+        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes, request_id)
+        answer = (await self._core.infer(asked)).reply
+        return v2_grpc.render(answer.body, answer.content_type, request.model_name)
+
+    async def _stream(self, requests: AsyncIterator[Any], _: object) -> AsyncIterator[Any]:
+        """Requests in turn. One that fails is answered with its error, and the stream goes on, as Triton's does."""
+        await self._core.readiness.until_started()
+        async for request in requests:
+            request_id = self._core.next_request_id()
+            try:
+                answer = await self._infer(request, request_id)
+                v2_grpc.set_scalars(answer.parameters, {"triton_final_response": True})
+                yield MESSAGES["ModelStreamInferResponse"](infer_response=answer)
+                continue
+            except FlatshareError as error:
+                sentence = str(error)
+            except Exception:
+                log.exception("request_failed", method="ModelStreamInfer", request_id=request_id)
+                sentence = "an internal error, see the server's log"
+            failed = MESSAGES["ModelInferResponse"](id=request.id, model_name=request.model_name)
+            yield MESSAGES["ModelStreamInferResponse"](error_message=sentence, infer_response=failed)
+
+    async def _server_live(self, _: Any, __: str) -> Any:
+        return MESSAGES["ServerLiveResponse"](live=True)
+
+    async def _server_ready(self, _: Any, __: str) -> Any:
+        return MESSAGES["ServerReadyResponse"](ready=self._core.readiness.is_ready)
+
+    async def _server_metadata(self, _: Any, __: str) -> Any:
+        return _message("ServerMetadataResponse", self._core.server())
+
+    async def _model_ready(self, request: Any, _: str) -> Any:
+        try:
+            await self._core.require_model(request.name, request.version)
+        except FlatshareError:
+            return MESSAGES["ModelReadyResponse"](ready=False)
+        return MESSAGES["ModelReadyResponse"](ready=True)
+
+    async def _model_metadata(self, request: Any, _: str) -> Any:
+        return _message("ModelMetadataResponse", await self._core.metadata(request.name, request.version))
+
+    async def _model_config(self, request: Any, _: str) -> Any:
+        return _message("ModelConfigResponse", {"config": await self._core.config(request.name, request.version)})
+
+    async def _statistics(self, request: Any, _: str) -> Any:
+        return _message("ModelStatisticsResponse", await self._core.statistics(request.name, request.version))
+
+    async def _index(self, request: Any, _: str) -> Any:
+        return _message("RepositoryIndexResponse", {"models": await self._core.index(is_ready_only=request.ready)})
+
+    async def _load(self, request: Any, _: str) -> Any:
+        await self._core.load(request.model_name, request.parameters)
+        return MESSAGES["RepositoryModelLoadResponse"]()
+
+    async def _unload(self, request: Any, _: str) -> Any:
+        await self._core.unload(request.model_name)
+        return MESSAGES["RepositoryModelUnloadResponse"]()
+
+    async def _trace_settings(self, request: Any, _: str) -> Any:
+        if request.settings:
+            raise Unsupported(v2.TRACING)
+        return _message("TraceSettingResponse", {"settings": {k: {"value": v} for k, v in self._core.trace_settings().items()}})
+
+    async def _log_settings(self, request: Any, _: str) -> Any:
+        if request.settings:
+            raise Unsupported(v2.LOGGING)
+        kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+        return _message("LogSettingsResponse", {"settings": {k: {kinds[type(v)]: v} for k, v in self._core.log_settings().items()}})
+
+
+async def _shared_memory(_: Any, __: str) -> Any:
+    raise Unsupported(v2.SHARED_MEMORY)
+
+
+def _message(name: str, fields: dict[str, Any]) -> Any:
+    return json_format.ParseDict(fields, MESSAGES[name](), ignore_unknown_fields=True)
+
+
+def _status(error: BaseException) -> grpc.StatusCode:
+    return grpc.StatusCode[faults.v2_fault(error).grpc]
