@@ -1,16 +1,17 @@
 """gRPC methods behind a TCP port, until they are told to stop. The library does the protocol; bounds and draining are said here.
 
-Imported only where gRPC is served: the library takes 9 MB of private memory.
+Imported only where gRPC is served (the library takes 9 MB of private memory), and nothing else of ours imports the library: it reads
+its environment when it is imported.
 """
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # instances are started with exec: nothing of the library lives on in them
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log lines are not ours, and tell callers' mistakes as errors
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log tells callers' mistakes as errors of ours
 
 import grpc
 import grpc.aio
@@ -20,6 +21,16 @@ from flatshare.telemetry.log import get_logger
 
 log = get_logger("grpc")
 _HEADROOM_BYTES = 65_536  # names, shapes and parameters around the tensors
+
+
+class Refusal(Exception):
+    """What a method raises to end in a status. `code` is the name of a gRPC status code."""
+
+    def __init__(self, code: str, sentence: str, trailers: tuple[tuple[str, str], ...]) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+        self.trailers = trailers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +74,35 @@ class RpcServer:
         """Serve until `stop` was called and everybody who was being served has an answer."""
         await self._told_to_stop.wait()
         await self._server.stop(self._drain_s)
+
+
+def unary(answer: Callable[[Any], Awaitable[Any]], request: Any, response: Any) -> Any:
+    """A method with one request and one answer, of these message classes. `answer` may raise Refusal."""
+
+    async def handle(message: Any, context: Any) -> Any:
+        try:
+            return await answer(message)
+        except Refusal as refusal:
+            refused = refusal
+        return await _abort(context, refused)
+
+    return grpc.unary_unary_rpc_method_handler(
+        handle, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+    )
+
+
+def streaming(answer: Callable[[AsyncIterator[Any]], AsyncIterator[Any]], request: Any, response: Any) -> Any:
+    """A method with many requests and many answers."""
+
+    async def handle(messages: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
+        async for message in answer(messages):
+            yield message
+
+    return grpc.stream_stream_rpc_method_handler(
+        handle, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+    )
+
+
+async def _abort(context: Any, refusal: Refusal) -> NoReturn:
+    await context.abort(grpc.StatusCode[refusal.code], refusal.sentence, refusal.trailers)
+    raise AssertionError("the library's abort returned. This is a bug.")

@@ -3,13 +3,13 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-import grpc
 from google.protobuf import json_format
 
 from flatshare.core.errors import FlatshareError, Unsupported
 from flatshare.gateway.doors import v2
 from flatshare.gateway.doors.v2 import InferRequest, OpenInference
-from flatshare.serving.rpc import Service
+from flatshare.serving import rpc
+from flatshare.serving.rpc import Refusal, Service
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import faults, v2_grpc
 from flatshare.wire.v2_schema import MESSAGES, SERVICE
@@ -42,36 +42,26 @@ class V2GrpcDoor:
         }
         handlers = {name: self._handler(answer, f"{name}Request", f"{name}Response") for name, answer in unary.items()}
         handlers |= {name: self._handler(_shared_memory, "Empty", "Empty") for name in _SHARED_MEMORY}
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream,
-            request_deserializer=MESSAGES["ModelInferRequest"].FromString,
-            response_serializer=MESSAGES["ModelStreamInferResponse"].SerializeToString,
-        )
+        stream = rpc.streaming(self._stream, MESSAGES["ModelInferRequest"], MESSAGES["ModelStreamInferResponse"])
+        handlers["ModelStreamInfer"] = stream
         self.service = Service(SERVICE, handlers)
 
     def _handler(self, answer: _Answer, request: str, response: str) -> Any:
         """One method. Whatever goes wrong becomes a status: this is the request boundary."""
 
-        async def handle(message: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def handle(message: Any) -> Any:
             request_id = self._core.next_request_id()
-            failure: Exception
             try:
                 if request not in _PROBES:
                     await self._core.readiness.until_started()
                 return await answer(message, request_id)
             except FlatshareError as error:
-                failure, sentence = error, str(error)
+                raise _refusal(error, str(error), request_id) from error
             except Exception as error:
                 log.exception("request_failed", method=request, request_id=request_id)
-                failure, sentence = error, "an internal error, see the server's log"
-            trailers = (("x-request-id", request_id), *((("retry-after", "1"),) if getattr(failure, "can_retry", False) else ()))
-            return await context.abort(_status(failure), sentence, trailers)  # raises
+                raise _refusal(error, "an internal error, see the server's log", request_id) from error
 
-        return grpc.unary_unary_rpc_method_handler(
-            handle,
-            request_deserializer=MESSAGES[request].FromString,
-            response_serializer=MESSAGES[response].SerializeToString,
-        )
+        return rpc.unary(handle, MESSAGES[request], MESSAGES[response])
 
     async def _infer(self, request: Any, request_id: str) -> Any:
         message = v2_grpc.parse(request)
@@ -79,7 +69,7 @@ class V2GrpcDoor:
         answer = (await self._core.infer(asked)).reply
         return v2_grpc.render(answer.body, answer.content_type, request.model_name)
 
-    async def _stream(self, requests: AsyncIterator[Any], _: object) -> AsyncIterator[Any]:
+    async def _stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Requests in turn. One that fails is answered with its error, and the stream goes on, as Triton's does."""
         await self._core.readiness.until_started()
         async for request in requests:
@@ -153,5 +143,7 @@ def _message(name: str, fields: dict[str, Any]) -> Any:
     return json_format.ParseDict(fields, MESSAGES[name](), ignore_unknown_fields=True)
 
 
-def _status(error: BaseException) -> grpc.StatusCode:
-    return grpc.StatusCode[faults.v2_fault(error).grpc]
+def _refusal(error: Exception, sentence: str, request_id: str) -> Refusal:
+    may_retry = isinstance(error, FlatshareError) and error.can_retry
+    trailers = (("x-request-id", request_id), *((("retry-after", "1"),) if may_retry else ()))
+    return Refusal(faults.v2_fault(error).grpc, sentence, trailers)
