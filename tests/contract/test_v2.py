@@ -169,9 +169,7 @@ def test_only_the_outputs_asked_for_are_given(http: Any, grpc: Any, v2: V2Server
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
-def test_bodies_may_be_compressed_both_ways(
-    http: Any, grpc: Any, v2: V2Server, inputs: Arrays, expected: Arrays, algorithm: str
-) -> None:
+def test_bodies_may_be_compressed_both_ways(http: Any, grpc: Any, v2: V2Server, inputs: Arrays, expected: Arrays, algorithm: str) -> None:
     both = {"request_compression_algorithm": algorithm, "response_compression_algorithm": algorithm}
     for is_binary in (True, False):
         _require_same(http.infer(v2.model, _inputs(triton_http, inputs, is_binary=is_binary), **both), expected)
@@ -191,9 +189,7 @@ def test_calls_in_the_background_are_answered(http: Any, grpc: Any, v2: V2Server
         _require_same(result, expected)
 
 
-async def test_the_clients_for_asyncio_are_answered(
-    http_aio: Any, grpc_aio: Any, v2: V2Server, inputs: Arrays, expected: Arrays
-) -> None:
+async def test_the_clients_for_asyncio_are_answered(http_aio: Any, grpc_aio: Any, v2: V2Server, inputs: Arrays, expected: Arrays) -> None:
     assert await http_aio.is_server_ready()
     assert await grpc_aio.is_server_ready()
     over_http = [http_aio.infer(v2.model, _inputs(triton_http, inputs)) for _ in range(8)]
@@ -202,9 +198,7 @@ async def test_the_clients_for_asyncio_are_answered(
         _require_same(answer, expected)
 
 
-def test_a_stream_answers_each_request_in_turn_and_outlives_a_mistake(
-    grpc: Any, v2: V2Server, inputs: Arrays, expected: Arrays
-) -> None:
+def test_a_stream_answers_each_request_in_turn_and_outlives_a_mistake(grpc: Any, v2: V2Server, inputs: Arrays, expected: Arrays) -> None:
     answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
     grpc.start_stream(callback=lambda result, error: answers.put((result, error)))
     try:

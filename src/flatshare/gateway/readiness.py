@@ -20,8 +20,8 @@ class Readiness:
 
     def __init__(self) -> None:
         self._is_decided = asyncio.Event()
+        self.is_draining = asyncio.Event()
         self._awaited: set[EndpointName] | None = None
-        self._is_draining = False
 
     def start(self, endpoints: Iterable[EndpointName], routes: Routes, *, give_up_s: float) -> None:
         """The control plane answers, and brings these endpoints back; one that does not come back is waited for so long."""
@@ -40,7 +40,7 @@ class Readiness:
                 self._awaited.discard(name)
 
     def drain(self) -> None:
-        self._is_draining = True
+        self.is_draining.set()
         self._is_decided.set()
 
     async def until_started(self) -> None:
@@ -52,12 +52,12 @@ class Readiness:
 
     @property
     def is_ready(self) -> bool:
-        return not self._is_draining and self._awaited is not None and not self._awaited
+        return not self.is_draining.is_set() and self._awaited is not None and not self._awaited
 
     @property
     def reason(self) -> str:
         """Why not, in words."""
-        if self._is_draining:
+        if self.is_draining.is_set():
             return "the server stops"
         return f"endpoints are on their way back: {', '.join(sorted(self._awaited))}" if self._awaited else "the server starts"
 

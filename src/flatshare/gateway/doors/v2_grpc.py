@@ -1,5 +1,6 @@
 """A door of step 1: the Open Inference Protocol over gRPC."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -70,9 +71,12 @@ class V2GrpcDoor:
         return v2_grpc.render(answer.body, answer.content_type, request.model_name)
 
     async def _stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Requests in turn. One that fails is answered with its error, and the stream goes on, as Triton's does."""
+        """Requests in turn. One that fails is answered with its error, and the stream goes on, as Triton's does.
+
+        A server that stops ends the stream between two requests: an idle one would hold it up for the whole drain time.
+        """
         await self._core.readiness.until_started()
-        async for request in requests:
+        async for request in _until(self._core.readiness.is_draining, requests):
             request_id = self._core.next_request_id()
             try:
                 answer = await self._infer(request, request_id)
@@ -133,6 +137,21 @@ class V2GrpcDoor:
             raise Unsupported(v2.LOGGING)
         kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
         return _message("LogSettingsResponse", {"settings": {k: {kinds[type(v)]: v} for k, v in self._core.log_settings().items()}})
+
+
+async def _until(stop: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while True:
+            arriving = asyncio.ensure_future(anext(requests, None))
+            await asyncio.wait({arriving, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            request = arriving.result() if arriving.done() else None
+            if request is None:
+                arriving.cancel()
+                return
+            yield request
+    finally:
+        stopped.cancel()
 
 
 async def _shared_memory(_: Any, __: str) -> Any:
