@@ -7,6 +7,13 @@
     │  ├─ UnknownOperation      no such call is served here
     │  ├─ AmbiguousModel        a bare model name that several endpoints know
     │  └─ Unsupported           a part of a protocol that is not served here
+    ├─ Unauthenticated          nobody knows who calls
+    │  ├─ MissingCredentials    the request does not say
+    │  ├─ IncompleteSignature   what says so cannot be read
+    │  ├─ UnknownKey            no such access key, or it was revoked
+    │  ├─ SignatureMismatch     altered on the way, another secret, another region
+    │  └─ RequestExpired        signed too long ago, or seen before
+    ├─ AccessDenied             the caller is known, and may not do that
     ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
@@ -19,6 +26,9 @@
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
     ├─ PortInUse
+
+
+    ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
     ├─ ModelFailed              the model broke, or its container answered an error of its own
@@ -57,6 +67,34 @@ class AmbiguousModel(BadInput):
 
 class Unsupported(BadInput):
     """A part of the protocol that is not served here. Calling again will not help."""
+
+
+class Unauthenticated(FlatshareError):
+    """The request does not prove who sent it."""
+
+
+class MissingCredentials(Unauthenticated):
+    """Neither a signature nor a token."""
+
+
+class IncompleteSignature(Unauthenticated):
+    """A signature or a token that cannot be read, or does not cover what it must."""
+
+
+class UnknownKey(Unauthenticated):
+    """No such access key, or it was revoked."""
+
+
+class SignatureMismatch(Unauthenticated):
+    """The signature is not that of this request by this key."""
+
+
+class RequestExpired(Unauthenticated):
+    """Signed too long ago, or too far in the future, or used before."""
+
+
+class AccessDenied(FlatshareError):
+    """The caller is known, and none of its grants allows what it asks."""
 
 
 class UnknownEndpoint(FlatshareError):
@@ -133,6 +171,10 @@ class DiskFull(FlatshareError):
 
 class PortInUse(FlatshareError):
     """Another program listens where the server was to listen."""
+
+
+class IncompatibleState(FlatshareError):
+    """The control plane's database is one that this version cannot use."""
 
 
 class InstanceGone(FlatshareError):

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from flatshare.core.errors import AmbiguousModel, UnknownEndpoint, UnknownTarget
 from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.core.state import EndpointRoute
-from flatshare.gateway.invoke import Ask, Invoker
+from flatshare.gateway.call import ModelCall
+from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.visitor import Visitor
 from flatshare.wire import container, sagemaker
 
 _TRUSTED_S = 60.0  # how long a bare name goes to the endpoint where it was found, without another look at the stores
@@ -37,8 +39,11 @@ class ModelNames:
         self._invoker = invoker
         self._found: dict[str, _Found] = {}
 
-    async def resolve(self, name: str) -> ModelName:
-        """Raises UnknownEndpoint, UnknownTarget, or AmbiguousModel with the names that would do."""
+    async def resolve(self, name: str, visitor: Visitor) -> ModelName:
+        """Raises UnknownEndpoint, UnknownTarget, or AmbiguousModel with the names that would do.
+
+        A bare name is looked for where the visitor may go; of other endpoints it learns nothing.
+        """
         head, _, rest = name.partition("/")
         if rest and head in self._routes.endpoints:
             return ModelName(name, EndpointName(head), sagemaker.checked_target(rest))
@@ -48,9 +53,10 @@ class ModelNames:
             raise UnknownEndpoint(f"model '{name[:256]}' is not found: no endpoint is in service")
         if len(endpoints) == 1:
             return ModelName(name, endpoints[0], target)
+        endpoints = tuple(endpoint for endpoint in endpoints if visitor.may_invoke(endpoint, target))
         found = self._found.get(name)
         if found is None or found.among != frozenset(endpoints) or time.monotonic() - found.at_s > _TRUSTED_S:
-            found = self._remember(await self._search(name, target, endpoints), frozenset(endpoints))
+            found = self._remember(await self._search(name, target, endpoints, visitor), frozenset(endpoints))
         return found.model
 
     def name_of(self, uri: str, endpoint: EndpointName) -> str | None:
@@ -62,9 +68,9 @@ class ModelNames:
                 return f"{endpoint}/{uri.removeprefix(prefix)}"
         return None
 
-    async def _search(self, name: str, target: TargetModel, endpoints: tuple[EndpointName, ...]) -> ModelName:
+    async def _search(self, name: str, target: TargetModel, endpoints: tuple[EndpointName, ...], visitor: Visitor) -> ModelName:
         """Which endpoint has it. All must have answered: a model of the one must never be taken for one of the other."""
-        has = await asyncio.gather(*(self._has(endpoint, target) for endpoint in endpoints))
+        has = await asyncio.gather(*(self._has(endpoint, target, visitor.request_id) for endpoint in endpoints))
         holders = [endpoint for endpoint, is_there in zip(endpoints, has, strict=True) if is_there]
         if len(holders) == 1:
             return ModelName(name, holders[0], target)
@@ -74,9 +80,8 @@ class ModelNames:
         listed = ", ".join(endpoints[:10])
         raise UnknownTarget(f"model '{name[:256]}' is not found in any endpoint. Names are endpoint/target-model; endpoints are {listed}")
 
-    async def _has(self, endpoint: EndpointName, target: TargetModel) -> bool:
-        ask = Ask(endpoint, target, next(self._invoker.request_ids), method="GET", action="/artifact")
-        reply = (await self._invoker.ask(ask)).reply
+    async def _has(self, endpoint: EndpointName, target: TargetModel, request_id: str) -> bool:
+        reply = (await self._invoker.ask(ModelCall(endpoint, target, request_id, method="GET", action="/artifact"))).reply
         if reply.status == 200:
             return True
         error = container.error_in(reply)

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # instances are started with exec: nothing of the library lives on in them
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log tells callers' mistakes as errors of ours
@@ -17,6 +18,7 @@ import grpc
 import grpc.aio
 
 from flatshare.core.errors import PortInUse
+from flatshare.serving.tls import Certificate
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("grpc")
@@ -31,6 +33,16 @@ class Refusal(Exception):
         self.code = code
         self.sentence = sentence
         self.trailers = trailers
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, as far as the connection and the request's metadata tell."""
+
+    metadata: dict[bytes, bytes]
+    """Names are lower case."""
+    peer: str
+    """The address that it came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +69,14 @@ class RpcServer:
         self._drain_s = drain_s
         self._told_to_stop = asyncio.Event()
 
-    async def listen_on_port(self, host: str, port: int) -> int:
+    async def listen_on_port(self, host: str, port: int, certificate: Certificate | None) -> int:
         """Take the port; the port that it became. Raises PortInUse."""
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            taken = self._server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if certificate is None:
+                taken = self._server.add_insecure_port(where)
+            else:
+                taken = self._server.add_secure_port(where, _credentials(certificate))
         except RuntimeError as error:
             raise PortInUse(f"port {port} of {host} cannot be taken for gRPC: choose another with --grpc-port, or --no-grpc") from error
         await self._server.start()
@@ -76,12 +92,21 @@ class RpcServer:
         await self._server.stop(self._drain_s)
 
 
-def unary(answer: Callable[[Any], Awaitable[Any]], request: Any, response: Any) -> Any:
+def _credentials(certificate: Certificate) -> Any:
+    """The certificate as it is at each handshake."""
+
+    def now() -> Any:
+        return grpc.ssl_server_certificate_configuration([(certificate.pem.key, certificate.pem.chain)])
+
+    return grpc.dynamic_ssl_server_credentials(now(), now)
+
+
+def unary(answer: Callable[[Any, Caller], Awaitable[Any]], request: Any, response: Any) -> Any:
     """A method with one request and one answer, of these message classes. `answer` may raise Refusal."""
 
     async def handle(message: Any, context: Any) -> Any:
         try:
-            return await answer(message)
+            return await answer(message, _caller(context))
         except Refusal as refusal:
             refused = refusal
         return await _abort(context, refused)
@@ -91,16 +116,21 @@ def unary(answer: Callable[[Any], Awaitable[Any]], request: Any, response: Any) 
     )
 
 
-def streaming(answer: Callable[[AsyncIterator[Any]], AsyncIterator[Any]], request: Any, response: Any) -> Any:
+def streaming(answer: Callable[[AsyncIterator[Any], Caller], AsyncIterator[Any]], request: Any, response: Any) -> Any:
     """A method with many requests and many answers."""
 
-    async def handle(messages: AsyncIterator[Any], _: Any) -> AsyncIterator[Any]:
-        async for message in answer(messages):
+    async def handle(messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async for message in answer(messages, _caller(context)):
             yield message
 
     return grpc.stream_stream_rpc_method_handler(
         handle, request_deserializer=request.FromString, response_serializer=response.SerializeToString
     )
+
+
+def _caller(context: Any) -> Caller:
+    metadata = {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in context.invocation_metadata()}
+    return Caller(metadata, unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]"))
 
 
 async def _abort(context: Any, refusal: Refusal) -> NoReturn:

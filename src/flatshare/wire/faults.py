@@ -35,6 +35,11 @@ class _Row:
     v2: V2Fault | None = None
 
 
+def _both(status: int, code: str, v2: V2Fault | None = None) -> _Row:
+    """The same at the control plane and at the runtime."""
+    return _Row(Fault(status, code), Fault(status, code), v2=v2)
+
+
 _INTERNAL = Fault(500, "InternalFailure")
 _VALIDATION_CONTROL = Fault(400, "ValidationException")
 _VALIDATION_RUNTIME = Fault(400, "ValidationError")
@@ -53,6 +58,12 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.Unsupported: _Row(v2=V2Fault(501, "UNIMPLEMENTED")),
     errors.ValidationFailed: _Row(control=_VALIDATION_CONTROL),
     errors.UnknownOperation: _Row(control=Fault(400, "UnknownOperationException")),
+    errors.Unauthenticated: _both(403, "IncompleteSignature", V2Fault(401, "UNAUTHENTICATED")),
+    errors.MissingCredentials: _both(403, "MissingAuthenticationToken"),
+    errors.UnknownKey: _both(403, "UnrecognizedClientException"),
+    errors.SignatureMismatch: _both(403, "SignatureDoesNotMatch"),
+    errors.RequestExpired: _both(403, "RequestExpired"),
+    errors.AccessDenied: _both(403, "AccessDeniedException", V2Fault(403, "PERMISSION_DENIED")),
     errors.UnknownEndpoint: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME, v2=_V2_UNKNOWN),
     errors.UnknownVariant: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME, v2=_V2_UNKNOWN),
     errors.UnknownTarget: _Row(runtime=_VALIDATION_RUNTIME, container=404, v2=_V2_UNKNOWN),

@@ -84,13 +84,16 @@ def infer_reply(answer: Reply, headers: list[tuple[bytes, bytes]]) -> Reply:
     return Reply(200, answer.body, _BINARY, [*headers, (b"Inference-Header-Content-Length", b"%d" % size)])
 
 
-def error_reply(error: BaseException, sentence: str, request_id: str) -> Reply:
-    """`{"error": …}`, as Triton answers. Whoever may call again is told when."""
-    headers = [(b"x-request-id", request_id.encode())]
+def error_reply(error: BaseException, sentence: str) -> Reply:
+    """`{"error": …}`, as Triton answers. Whoever may call again is told when, and who is unknown how to say who it is."""
+    headers = []
+    status = faults.v2_fault(error).status
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     if isinstance(error, FlatshareError) and error.can_retry:
         headers.append((b"retry-after", b"1"))
     sendable = sentence.encode("utf-8", "backslashreplace").decode()
-    return Reply(faults.v2_fault(error).status, orjson.dumps({"error": sendable}), headers=headers)
+    return Reply(status, orjson.dumps({"error": sendable}), headers=headers)
 
 
 def parse_object(body: bytes) -> Mapping[str, Any]:

@@ -2,56 +2,63 @@
 
 from functools import partial
 
-from flatshare.core.errors import BadInput, BadPackage, FlatshareError, ModelFailed, NeverFits, TooSlow
+from flatshare.core.errors import FlatshareError
 from flatshare.core.settings import GatewaySettings
-from flatshare.gateway.invoke import Answered, Ask, Invoker, Stopwatch
+from flatshare.gateway.call import Answer, ModelCall
+from flatshare.gateway.invoke import OF_THE_MODEL, Invoker, Outcome, stopwatch
+from flatshare.gateway.routes import RouteTable
 from flatshare.wire import container, sagemaker
-from flatshare.wire.http import Reply, require_body_within
+from flatshare.wire.http import REQUEST_ID, Reply, require_body_within
 from flatshare.wire.sagemaker import Invocation, LogPlace
 
-_KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, b"x-amzn-sagemaker-custom-attributes"}
-_OF_THE_MODEL = (BadInput, BadPackage, NeverFits, ModelFailed, TooSlow)
+_KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.QUEUE_MS, container.MODEL_MS, *sagemaker.RETURNED}
 
 
 class SageMakerDoor:
-    def __init__(self, invoker: Invoker, settings: GatewaySettings, *, region: str, account: str) -> None:
+    def __init__(self, invoker: Invoker, routes: RouteTable, settings: GatewaySettings, *, region: str, account: str) -> None:
         self._invoker = invoker
+        self._routes = routes
         self._max_body_bytes = settings.max_body_bytes
         self._region = region
         self._account = account
 
-    async def invoke(self, call: Invocation) -> Reply:
+    async def invoke(self, request: Invocation) -> Reply:
         """Always a reply: what went wrong becomes the contract's error."""
-        watch, answered = Stopwatch(), None
-        ask = Ask(
-            call.endpoint,
-            call.target,
-            next(self._invoker.request_ids),
-            variant=call.variant,
-            headers=tuple(call.forwarded_headers),
-            body=call.request.body,
-        )
+        seconds = stopwatch()
+        call: ModelCall | None = None
+        answer: Answer | None = None
         try:
-            require_body_within(call.request, self._max_body_bytes)
-            answered = await self._invoker.ask(ask)
-            reply = self._reply(ask, answered)
+            with self._invoker.admitted():
+                call = self._call(request)
+                answer = await self._invoker.ask(call)
+                reply = self._reply(call, answer)
         except FlatshareError as error:
-            reply = sagemaker.error_reply(error, ask.request_id)
-        reply.afterwards = partial(self._invoker.settle, ask, reply.status, watch.seconds, answered)
+            reply = sagemaker.error_reply(error, request.request.id)
+        outcome = Outcome(request.endpoint, reply.status, seconds(), call, answer)
+        reply.afterwards = partial(self._invoker.settle, outcome)
         return reply
 
-    def _reply(self, ask: Ask, answered: Answered) -> Reply:
-        answer = answered.reply
-        if answer.status >= 300:
-            return self._error(ask, answer)
-        kept = [pair for pair in answer.headers if pair[0] in _KEPT]
-        variant = (b"x-amzn-invoked-production-variant", answered.variant.name.encode())
-        return Reply(answer.status, answer.body, answer.content_type, [*kept, variant, (b"x-amzn-requestid", ask.request_id.encode())])
+    def _call(self, request: Invocation) -> ModelCall:
+        require_body_within(request.request, self._max_body_bytes)
+        self._routes.endpoint(request.endpoint)
+        sagemaker.refuse_foreign_headers(request)
+        if request.target is None:
+            raise sagemaker.missing_target(request.request.id)
+        headers, body = tuple(request.forwarded_headers), request.request.body
+        return ModelCall(request.endpoint, request.target, request.request.id, request.variant, headers, body)
 
-    def _error(self, ask: Ask, answer: Reply) -> Reply:
+    def _reply(self, call: ModelCall, answer: Answer) -> Reply:
+        said = answer.reply
+        if said.status >= 300:
+            return self._error(call, said)
+        kept = [pair for pair in said.headers if pair[0] in _KEPT]
+        variant = (b"x-amzn-invoked-production-variant", answer.variant.name.encode())
+        return Reply(said.status, said.body, said.content_type, [*kept, variant, (REQUEST_ID, call.request_id.encode())])
+
+    def _error(self, call: ModelCall, said: Reply) -> Reply:
         """The model's own errors become 424 ModelError; the platform's keep their meaning."""
-        error = container.error_in(answer)
-        if isinstance(error, _OF_THE_MODEL):
-            place = LogPlace(self._region, self._account, ask.endpoint)
-            return sagemaker.model_error_reply(answer.status, str(error), place, ask.request_id)
-        return sagemaker.error_reply(error, ask.request_id)
+        error = container.error_in(said)
+        if isinstance(error, OF_THE_MODEL):
+            place = LogPlace(self._region, self._account, call.endpoint)
+            return sagemaker.model_error_reply(said.status, str(error), place, call.request_id)
+        return sagemaker.error_reply(error, call.request_id)

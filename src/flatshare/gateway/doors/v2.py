@@ -3,20 +3,25 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from flatshare import __version__
 from flatshare.core.errors import FlatshareError, UnknownTarget, Unsupported
 from flatshare.core.ids import EndpointName
-from flatshare.gateway.invoke import Answered, Ask, Invoker, Stopwatch
+from flatshare.gateway.call import Answer, ModelCall
+from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
 from flatshare.gateway.names import ModelName, ModelNames
 from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.statistics import Duration, ModelCounts
 from flatshare.gateway.status import FleetStatus
-from flatshare.wire import container, faults, v2_http
+from flatshare.gateway.visitor import LOAD, UNLOAD, Visitor
+from flatshare.security.entry import Entry
+from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
+from flatshare.wire import asks, container, faults, v2_http
 from flatshare.wire.container import ModelMetadata
+from flatshare.wire.http import Reply, Request
 
+_UNKNOWN_ENDPOINT = EndpointName(UNKNOWN)
 _CALLER_LEFT = 499  # as nginx logs it: no caller sees it
 SHARED_MEMORY = "shared memory is not supported: send tensors in the request, as JSON or binary data"
 TRACING = "tracing cannot be set here: its settings are fixed"
@@ -31,32 +36,43 @@ class InferRequest:
     version: str
     body: bytes
     json_bytes: int
-    request_id: str
 
 
 class OpenInference:
     """Answers are the protocol's JSON objects; gRPC has messages of the same fields. Raises what goes wrong."""
 
-    def __init__(self, invoker: Invoker, names: ModelNames, status: FleetStatus, readiness: Readiness) -> None:
+    def __init__(
+        self, invoker: Invoker, names: ModelNames, status: FleetStatus, metrics: GatewayMetrics, readiness: Readiness, entry: Entry
+    ) -> None:
         self._invoker = invoker
         self._names = names
         self._status = status
+        self._metrics = metrics
+        self._entry = entry
         self.readiness = readiness
 
-    def next_request_id(self) -> str:
-        return next(self._invoker.request_ids)
+    def visitor(self, request: Request) -> Visitor:
+        return Visitor(self._entry, request)
 
-    async def infer(self, request: InferRequest) -> Answered:
+    def failed(self, error: BaseException) -> None:
+        """An error goes out to a caller."""
+        self._metrics.failed(faults.v2_fault(error).grpc)
+
+    async def infer(self, visitor: Visitor, request: InferRequest) -> Reply:
         """The instance's answer, with a status below 300."""
-        watch, answered, status = Stopwatch(), None, 500
-        ask: Ask | None = None
+        seconds = stopwatch()
+        call: ModelCall | None = None
+        answer: Answer | None = None
+        status = 500
         try:
-            model = await self._model(request.name, request.version)
-            headers = v2_http.instance_headers(request.json_bytes, request.name)
-            ask = Ask(model.endpoint, model.target, request.request_id, headers=headers, body=request.body)
-            answered = await self._invoker.ask(ask)
-            status = answered.reply.status
-            return _require_success(answered)
+            with self._invoker.admitted():
+                model = await self._model(visitor, request.name, request.version)
+                headers = v2_http.instance_headers(request.json_bytes, request.name)
+                call = ModelCall(model.endpoint, model.target, visitor.request_id, headers=headers, body=request.body)
+                answer = await self._invoker.ask(call)
+                reply = _successful(answer)
+                status = reply.status
+                return reply
         except FlatshareError as error:
             status = faults.v2_fault(error).status
             raise
@@ -64,30 +80,31 @@ class OpenInference:
             status = _CALLER_LEFT
             raise
         finally:
-            counted = ask or Ask(EndpointName("unknown"), None, request.request_id)
-            settle = partial(self._invoker.settle, counted, status, watch.seconds, answered)
-            asyncio.get_running_loop().call_soon(settle)  # once the answer is on its way
+            outcome = Outcome(_UNKNOWN_ENDPOINT if call is None else call.endpoint, status, seconds(), call, answer)
+            asyncio.get_running_loop().call_soon(self._invoker.settle, outcome)  # once the answer is on its way
 
-    async def require_model(self, name: str, version: str) -> None:
+    async def require_model(self, visitor: Visitor, name: str, version: str) -> None:
         """Raises why an inference would not be answered now. Loads the model, as an inference would."""
-        await self._describe(name, version)
+        await self._describe(visitor, name, version)
 
-    async def metadata(self, name: str, version: str) -> dict[str, Any]:
-        return v2_http.metadata(name, await self._describe(name, version))
+    async def metadata(self, visitor: Visitor, name: str, version: str) -> dict[str, Any]:
+        return v2_http.metadata(name, await self._describe(visitor, name, version))
 
-    async def config(self, name: str, version: str) -> dict[str, Any]:
-        return v2_http.config(name, await self._describe(name, version))
+    async def config(self, visitor: Visitor, name: str, version: str) -> dict[str, Any]:
+        return v2_http.config(name, await self._describe(visitor, name, version))
 
-    async def statistics(self, name: str, version: str) -> dict[str, Any]:
+    async def statistics(self, visitor: Visitor, name: str, version: str) -> dict[str, Any]:
         """Of one model, or of all that were asked if the name is empty."""
         if not name:
+            visitor.require_overview()
             return {"model_stats": [_counts(f"{m.endpoint}/{m.target}", m.counts) for m in self._invoker.statistics]}
-        model = await self._model(name, version)
-        await self._ask(model, "/artifact")
+        model = await self._model(visitor, name, version)
+        await self._ask(visitor, model, "/artifact")
         return {"model_stats": [_counts(name, self._invoker.statistics.of(model.endpoint, model.target))]}
 
-    async def index(self, *, is_ready_only: bool) -> list[dict[str, Any]]:
+    async def index(self, visitor: Visitor, *, is_ready_only: bool) -> list[dict[str, Any]]:
         """The models in memory, and those that were asked for since the start. Any other is loaded when it is asked for."""
+        visitor.require_overview()
         resident = set[str]()
         for instance in await self._status.gather():
             names = (self._names.name_of(model["uri"], EndpointName(instance["endpoint"])) for model in instance.get("models", ()))
@@ -95,15 +112,15 @@ class OpenInference:
         known = resident if is_ready_only else resident | {f"{m.endpoint}/{m.target}" for m in self._invoker.statistics}
         return [_indexed(name, is_resident=name in resident) for name in sorted(known)]
 
-    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+    async def load(self, visitor: Visitor, name: str, parameters: Mapping[str, Any]) -> None:
         """Bring a model into memory ahead of its first call."""
         if parameters:
             raise Unsupported("a model is loaded as its artifact says: a configuration or files in the request are not supported")
-        await self._describe(name, "")
+        await self._ask(visitor, await self._model(visitor, name, "", action=LOAD), "/metadata")
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, visitor: Visitor, name: str) -> None:
         """Its next call loads it again."""
-        model = await self._model(name, "")
+        model = await self._model(visitor, name, "", action=UNLOAD)
         await self._invoker.unload(model.endpoint, model.target)
 
     def server(self) -> dict[str, Any]:
@@ -115,25 +132,28 @@ class OpenInference:
     def trace_settings(self) -> dict[str, Any]:
         return {"trace_level": ["OFF"], "trace_rate": ["0"], "trace_count": ["0"], "log_frequency": ["0"], "trace_file": [""]}
 
-    async def _model(self, name: str, version: str) -> ModelName:
-        model = await self._names.resolve(name)
+    async def _model(self, visitor: Visitor, name: str, version: str, *, action: str = asks.INVOKE) -> ModelName:
+        """The model of this name, which the visitor may use so."""
+        model = await self._names.resolve(name, visitor)
+        visitor.require(action, model.endpoint, model.target)
         if version not in {"", v2_http.VERSION}:
             raise UnknownTarget(f"model '{name[:256]}' has no version '{version[:64]}': it has version {v2_http.VERSION}")
         return model
 
-    async def _describe(self, name: str, version: str) -> ModelMetadata:
-        answered = await self._ask(await self._model(name, version), "/metadata")
-        return container.parse_metadata(answered.reply.body)
+    async def _describe(self, visitor: Visitor, name: str, version: str) -> ModelMetadata:
+        reply = await self._ask(visitor, await self._model(visitor, name, version), "/metadata")
+        return container.parse_metadata(reply.body)
 
-    async def _ask(self, model: ModelName, action: str) -> Answered:
-        ask = Ask(model.endpoint, model.target, self.next_request_id(), method="GET", action=action)
-        return _require_success(await self._invoker.ask(ask))
+    async def _ask(self, visitor: Visitor, model: ModelName, action: str) -> Reply:
+        with self._invoker.admitted():
+            call = ModelCall(model.endpoint, model.target, visitor.request_id, method="GET", action=action)
+            return _successful(await self._invoker.ask(call))
 
 
-def _require_success(answered: Answered) -> Answered:
-    if answered.reply.status >= 300:
-        raise container.error_in(answered.reply)
-    return answered
+def _successful(answer: Answer) -> Reply:
+    if answer.reply.status >= 300:
+        raise container.error_in(answer.reply)
+    return answer.reply
 
 
 def _indexed(name: str, *, is_resident: bool) -> dict[str, Any]:

@@ -5,20 +5,24 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from google.protobuf import json_format
+from structlog.contextvars import bind_contextvars
 
-from flatshare.core.errors import FlatshareError, Unsupported
+from flatshare.core.errors import AccessDenied, FlatshareError, Unauthenticated, Unsupported
 from flatshare.gateway.doors import v2
 from flatshare.gateway.doors.v2 import InferRequest, OpenInference
+from flatshare.gateway.invoke import request_ids
+from flatshare.gateway.visitor import Visitor
 from flatshare.serving import rpc
-from flatshare.serving.rpc import Refusal, Service
+from flatshare.serving.rpc import Caller, Refusal, Service
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import faults, v2_grpc
+from flatshare.wire.http import REQUEST_ID, Request
 from flatshare.wire.v2_schema import MESSAGES, SERVICE
 
 log = get_logger("gateway")
 _SHARED_MEMORY = tuple(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister"))
 _PROBES = {"ServerLiveRequest", "ServerReadyRequest"}  # answered while the server starts; all else waits until it has
-_Answer = Callable[[Any, str], Awaitable[Any]]
+_Answer = Callable[[Any, Visitor], Awaitable[Any]]
 
 
 class V2GrpcDoor:
@@ -26,6 +30,7 @@ class V2GrpcDoor:
 
     def __init__(self, core: OpenInference) -> None:
         self._core = core
+        self._request_ids = request_ids()
         unary = {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -49,90 +54,105 @@ class V2GrpcDoor:
 
     def _handler(self, answer: _Answer, request: str, response: str) -> Any:
         """One method. Whatever goes wrong becomes a status: this is the request boundary."""
+        method = request.removesuffix("Request")
 
-        async def handle(message: Any) -> Any:
-            request_id = self._core.next_request_id()
+        async def handle(message: Any, caller: Caller) -> Any:
+            visitor = self._visitor(method, caller)
             try:
                 if request not in _PROBES:
                     await self._core.readiness.until_started()
-                return await answer(message, request_id)
+                return await answer(message, visitor)
             except FlatshareError as error:
-                raise _refusal(error, str(error), request_id) from error
+                self._core.failed(error)
+                raise _refusal(error, str(error), visitor) from error
             except Exception as error:
-                log.exception("request_failed", method=request, request_id=request_id)
-                raise _refusal(error, "an internal error, see the server's log", request_id) from error
+                log.exception("request_failed", method=method)
+                self._core.failed(error)
+                raise _refusal(error, _internal(visitor), visitor) from error
 
         return rpc.unary(handle, MESSAGES[request], MESSAGES[response])
 
-    async def _infer(self, request: Any, request_id: str) -> Any:
+    def _visitor(self, method: str, caller: Caller) -> Visitor:
+        """The caller, asked who it is by the same form as over HTTP."""
+        request = Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=next(self._request_ids))
+        bind_contextvars(request_id=request.id)
+        return self._core.visitor(request)
+
+    async def _infer(self, request: Any, visitor: Visitor) -> Any:
         message = v2_grpc.parse(request)
-        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes, request_id)
-        answer = (await self._core.infer(asked)).reply
+        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes)
+        answer = await self._core.infer(visitor, asked)
         return v2_grpc.render(answer.body, answer.content_type, request.model_name)
 
-    async def _stream(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _stream(self, requests: AsyncIterator[Any], caller: Caller) -> AsyncIterator[Any]:
         """Requests in turn. One that fails is answered with its error, and the stream goes on, as Triton's does.
 
         A server that stops ends the stream between two requests: an idle one would hold it up for the whole drain time.
         """
-        await self._core.readiness.until_started()
         async for request in _until(self._core.readiness.is_draining, requests):
-            request_id = self._core.next_request_id()
+            visitor = self._visitor("ModelStreamInfer", caller)
             try:
-                answer = await self._infer(request, request_id)
+                await self._core.readiness.until_started()
+                answer = await self._infer(request, visitor)
                 v2_grpc.set_scalars(answer.parameters, {"triton_final_response": True})
                 yield MESSAGES["ModelStreamInferResponse"](infer_response=answer)
                 continue
             except FlatshareError as error:
+                self._core.failed(error)
                 sentence = str(error)
-            except Exception:
-                log.exception("request_failed", method="ModelStreamInfer", request_id=request_id)
-                sentence = "an internal error, see the server's log"
+            except Exception as error:
+                log.exception("request_failed", method="ModelStreamInfer")
+                self._core.failed(error)
+                sentence = _internal(visitor)
             failed = MESSAGES["ModelInferResponse"](id=request.id, model_name=request.model_name)
             yield MESSAGES["ModelStreamInferResponse"](error_message=sentence, infer_response=failed)
 
-    async def _server_live(self, _: Any, __: str) -> Any:
+    async def _server_live(self, _: Any, __: Visitor) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def _server_ready(self, _: Any, __: str) -> Any:
+    async def _server_ready(self, _: Any, __: Visitor) -> Any:
         return MESSAGES["ServerReadyResponse"](ready=self._core.readiness.is_ready)
 
-    async def _server_metadata(self, _: Any, __: str) -> Any:
+    async def _server_metadata(self, _: Any, __: Visitor) -> Any:
         return _message("ServerMetadataResponse", self._core.server())
 
-    async def _model_ready(self, request: Any, _: str) -> Any:
+    async def _model_ready(self, request: Any, visitor: Visitor) -> Any:
         try:
-            await self._core.require_model(request.name, request.version)
+            await self._core.require_model(visitor, request.name, request.version)
+        except (Unauthenticated, AccessDenied):
+            raise
         except FlatshareError:
             return MESSAGES["ModelReadyResponse"](ready=False)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def _model_metadata(self, request: Any, _: str) -> Any:
-        return _message("ModelMetadataResponse", await self._core.metadata(request.name, request.version))
+    async def _model_metadata(self, request: Any, visitor: Visitor) -> Any:
+        return _message("ModelMetadataResponse", await self._core.metadata(visitor, request.name, request.version))
 
-    async def _model_config(self, request: Any, _: str) -> Any:
-        return _message("ModelConfigResponse", {"config": await self._core.config(request.name, request.version)})
+    async def _model_config(self, request: Any, visitor: Visitor) -> Any:
+        return _message("ModelConfigResponse", {"config": await self._core.config(visitor, request.name, request.version)})
 
-    async def _statistics(self, request: Any, _: str) -> Any:
-        return _message("ModelStatisticsResponse", await self._core.statistics(request.name, request.version))
+    async def _statistics(self, request: Any, visitor: Visitor) -> Any:
+        return _message("ModelStatisticsResponse", await self._core.statistics(visitor, request.name, request.version))
 
-    async def _index(self, request: Any, _: str) -> Any:
-        return _message("RepositoryIndexResponse", {"models": await self._core.index(is_ready_only=request.ready)})
+    async def _index(self, request: Any, visitor: Visitor) -> Any:
+        return _message("RepositoryIndexResponse", {"models": await self._core.index(visitor, is_ready_only=request.ready)})
 
-    async def _load(self, request: Any, _: str) -> Any:
-        await self._core.load(request.model_name, request.parameters)
+    async def _load(self, request: Any, visitor: Visitor) -> Any:
+        await self._core.load(visitor, request.model_name, request.parameters)
         return MESSAGES["RepositoryModelLoadResponse"]()
 
-    async def _unload(self, request: Any, _: str) -> Any:
-        await self._core.unload(request.model_name)
+    async def _unload(self, request: Any, visitor: Visitor) -> Any:
+        await self._core.unload(visitor, request.model_name)
         return MESSAGES["RepositoryModelUnloadResponse"]()
 
-    async def _trace_settings(self, request: Any, _: str) -> Any:
+    async def _trace_settings(self, request: Any, visitor: Visitor) -> Any:
+        visitor.require_overview()
         if request.settings:
             raise Unsupported(v2.TRACING)
         return _message("TraceSettingResponse", {"settings": {k: {"value": v} for k, v in self._core.trace_settings().items()}})
 
-    async def _log_settings(self, request: Any, _: str) -> Any:
+    async def _log_settings(self, request: Any, visitor: Visitor) -> Any:
+        visitor.require_overview()
         if request.settings:
             raise Unsupported(v2.LOGGING)
         kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
@@ -154,7 +174,7 @@ async def _until(stop: asyncio.Event, requests: AsyncIterator[Any]) -> AsyncIter
         stopped.cancel()
 
 
-async def _shared_memory(_: Any, __: str) -> Any:
+async def _shared_memory(_: Any, __: Visitor) -> Any:
     raise Unsupported(v2.SHARED_MEMORY)
 
 
@@ -162,7 +182,11 @@ def _message(name: str, fields: dict[str, Any]) -> Any:
     return json_format.ParseDict(fields, MESSAGES[name](), ignore_unknown_fields=True)
 
 
-def _refusal(error: Exception, sentence: str, request_id: str) -> Refusal:
+def _internal(visitor: Visitor) -> str:
+    return f"an internal error: look for request {visitor.request_id} in the server's log"
+
+
+def _refusal(error: Exception, sentence: str, visitor: Visitor) -> Refusal:
     may_retry = isinstance(error, FlatshareError) and error.can_retry
-    trailers = (("x-request-id", request_id), *((("retry-after", "1"),) if may_retry else ()))
+    trailers = ((REQUEST_ID.decode(), visitor.request_id), *((("retry-after", "1"),) if may_retry else ()))
     return Refusal(faults.v2_fault(error).grpc, sentence, trailers)
