@@ -289,6 +289,25 @@ def test_sigterm_ends_idle_streams_and_connections_and_answers_what_is_under_way
             idle.stop_stream()
 
 
+def is_ready(server: RunningServer) -> bool:
+    with PlainCaller.to_port(server.port) as caller:
+        statuses = [caller.request("GET", path, b"")[0] for path in ("/v2/health/live", "/v2/health/ready", "/ping")]
+    assert statuses[0] == 200
+    return statuses[1] == 200
+
+
+def test_a_server_is_ready_once_its_endpoints_are_back(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models/acme", 1)
+    with serving(tmp_path / "data") as server:
+        assert is_ready(server), "there is nothing to wait for"
+        deploy(server, "e", tmp_path / "models")
+        assert is_ready(server)
+    with serving(tmp_path / "data") as server:
+        until(lambda: is_ready(server))
+        with triton_http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+            assert client.infer("acme", text_input(triton_http, TEXT)).as_numpy("embedding").shape == (1, 32)
+
+
 def _metrics(server: RunningServer) -> bytes:
     with PlainCaller.to_port(server.port) as caller:
         return caller.request("GET", "/metrics", b"")[1]

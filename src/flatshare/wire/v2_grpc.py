@@ -6,7 +6,6 @@ Only bytes are moved: whether tensors are right is checked where they are used, 
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -66,16 +65,16 @@ def render(body: bytes, content_type: bytes, model_name: str) -> Any:
     size = v2_http.json_size(content_type)
     try:
         fields = orjson.loads(body if size is None else body[:size])
-        outputs = fields["outputs"]
-        sizes = [item.get("parameters", {})["binary_data_size"] for item in outputs]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=v2_http.VERSION, id=fields.get("id") or "")
+        set_scalars(response.parameters, fields.get("parameters", {}))
+        begin = size or 0
+        for item in fields["outputs"]:
+            end = begin + item["parameters"]["binary_data_size"]
+            response.outputs.add(name=item["name"], datatype=item["datatype"], shape=item["shape"])
+            response.raw_output_contents.append(body[begin:end])
+            begin = end
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFailed("the model's container did not answer with v2 tensors in binary form") from error
-    response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=v2_http.VERSION, id=fields.get("id") or "")
-    set_scalars(response.parameters, fields.get("parameters", {}))
-    starts = accumulate(sizes, initial=size or 0)
-    for item, (begin, end) in zip(outputs, pairwise(starts), strict=True):
-        response.outputs.add(name=item["name"], datatype=item["datatype"], shape=item["shape"])
-        response.raw_output_contents.append(body[begin:end])
     return response
 
 
