@@ -16,10 +16,10 @@ def _raw_deflate(body: bytes) -> bytes:
     return zlib.compress(body)[2:-4]
 
 
-@given(st.binary(max_size=300), st.sampled_from([("gzip", gzip.compress), ("GZIP ", gzip.compress), ("deflate", zlib.compress)]))
-def test_what_was_compressed_arrives_as_it_was(body: bytes, form: tuple[str, object]) -> None:
-    encoding, pack = form
-    assert decompressed(encoding, pack(body), 300) == body  # type: ignore[operator]
+@given(st.binary(max_size=300), st.sampled_from(["gzip", "GZIP ", "deflate"]))
+def test_what_was_compressed_arrives_as_it_was(body: bytes, encoding: str) -> None:
+    packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+    assert decompressed(encoding, packed, 300) == body
 
 
 def test_deflate_without_its_frame_is_understood() -> None:

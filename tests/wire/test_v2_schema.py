@@ -23,7 +23,7 @@ def fields(message: Any) -> dict[str, tuple[object, ...]]:
 
 
 def _fields(described: Any) -> dict[str, tuple[object, ...]]:
-    found = {
+    found: dict[str, tuple[object, ...]] = {
         field.name: (field.number, field.type, field.label == _KIND.LABEL_REPEATED, field.type_name, field.HasField("oneof_index"))
         for field in described.field
     }
