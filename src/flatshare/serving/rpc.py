@@ -16,6 +16,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its own log tells callers' mi
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from flatshare.core.errors import PortInUse
 from flatshare.serving.tls import Certificate
@@ -89,7 +90,11 @@ class RpcServer:
     async def run(self) -> None:
         """Serve until `stop` was called and everybody who was being served has an answer."""
         await self._told_to_stop.wait()
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
         await self._server.stop(self._drain_s)
+        if loop.time() - began_s >= self._drain_s:
+            log.warning("drain_time_over")
 
 
 def _credentials(certificate: Certificate) -> Any:
@@ -106,26 +111,36 @@ def unary(answer: Callable[[Any, Caller], Awaitable[Any]], request: Any, respons
 
     async def handle(message: Any, context: Any) -> Any:
         try:
-            return await answer(message, _caller(context))
+            return await answer(_decoded(request, message), _caller(context))
         except Refusal as refusal:
             refused = refusal
         return await _abort(context, refused)
 
-    return grpc.unary_unary_rpc_method_handler(
-        handle, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-    )
+    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
 
 
 def streaming(answer: Callable[[AsyncIterator[Any], Caller], AsyncIterator[Any]], request: Any, response: Any) -> Any:
     """A method with many requests and many answers."""
 
     async def handle(messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        async for message in answer(messages, _caller(context)):
-            yield message
+        try:
+            async for message in answer((_decoded(request, message) async for message in messages), _caller(context)):
+                yield message
+        except Refusal as refusal:
+            refused = refusal
+        else:
+            return
+        await _abort(context, refused)
 
-    return grpc.stream_stream_rpc_method_handler(
-        handle, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-    )
+    return grpc.stream_stream_rpc_method_handler(handle, response_serializer=response.SerializeToString)
+
+
+def _decoded(kind: Any, message: bytes) -> Any:
+    """Here and not by the library, which answers bytes that are no message with the name of a Python class."""
+    try:
+        return kind.FromString(message)
+    except DecodeError as error:
+        raise Refusal("INVALID_ARGUMENT", f"the request is no {kind.DESCRIPTOR.full_name}", ()) from error
 
 
 def _caller(context: Any) -> Caller:

@@ -22,6 +22,8 @@ _MAX_RANK = 8  # more is no tensor that a model takes, and the product of a long
 _MAX_NAME = 256
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # which JSON numbers a kind of tensor takes
 _RESERVED = {"binary_data", "binary_data_output", "binary_data_size", "classification"}
+_RESERVED |= {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"}
+"""The protocol's own parameters, not the model's. Triton's clients send the last six; none of our models keeps a state between calls."""
 
 
 @dataclass(frozen=True, slots=True)
