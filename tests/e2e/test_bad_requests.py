@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from flatshare.bench.server import PlainCaller
+from flatshare.core.call import Scalar
 from flatshare.wire import v2_grpc
 from flatshare.wire.v2_schema import MESSAGES
 from tests.e2e.checkpoints import TEXT
@@ -275,7 +276,7 @@ def test_an_unknown_method_is_unimplemented(channel: grpc.Channel) -> None:
 
 
 def test_the_protocols_own_parameters_are_no_business_of_the_models(channel: grpc.Channel, endpoint: Endpoint) -> None:
-    own = {"timeout": 1000, "sequence_id": "s", "sequence_start": True, "sequence_end": False}
+    own: dict[str, Scalar] = {"timeout": 1000, "sequence_id": "s", "sequence_start": True, "sequence_end": False}
     message = MESSAGES["ModelInferRequest"](model_name=NAME, raw_input_contents=[b"\x05\0\0\0hello"])
     message.inputs.add(name="text", datatype="BYTES", shape=[1])
     v2_grpc.set_scalars(message.parameters, own)

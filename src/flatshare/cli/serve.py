@@ -18,6 +18,7 @@ from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, 
 from flatshare.client.aws import environment
 from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
+from flatshare.serving.limits import default_memory_bytes
 
 if TYPE_CHECKING:
     from flatshare.build import Listening, ServeOptions
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
 )
 @click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
 @click.option(
-    "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
+    "--memory",
+    "memory_bytes",
+    default=default_memory_bytes,
+    show_default="half of the machine's, or 3/4 of the container's less 192 MiB",
+    type=SIZE,
+    help="What all instances may take: private and mapped.",
 )
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="What imported models may take on disk.")
 @click.option(
@@ -74,7 +80,7 @@ def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> N
 
     \b
     Examples:
-      flatshare serve                                  everything below ./data, 2 GiB, port 8080
+      flatshare serve                                  everything below ./data, port 8080, gRPC on 8001
       flatshare serve --memory 8GiB --port 9000
       flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
