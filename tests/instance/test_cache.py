@@ -125,6 +125,7 @@ class TestLoading:
                 pass
         await flat.use("m0")
         async with flat.cache.lease(key_of("m0"), None) as lease:
+            assert not isinstance(lease.model, RemoteModel)
             assert lease.model.run(text_call("a")).output("embedding").data[0, 0] == ord("m")
 
     async def test_loading_ahead_is_refused_while_it_is_there_or_on_its_way(self, flat: Flat) -> None:

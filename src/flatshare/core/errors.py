@@ -9,6 +9,9 @@
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    ├─ ModelFailed              the model's own code raised, or answered what it may not
+    │  ├─ WorkerDied            the process that ran it died: a crash, or it took too long
+    │  └─ Quarantined           it did that too often, and is left alone for a while
     ├─ Overloaded               too many wait already
     ├─ ModelNotReady            still loading when the hold time was over
     ├─ OutOfMemory              does not fit now, and waiting did not help
@@ -76,6 +79,18 @@ class UnsafeArchive(BadPackage):
 
 class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
+
+
+class ModelFailed(FlatshareError):
+    """The model's own code raised, or answered what its config does not admit. Nobody else is affected."""
+
+
+class WorkerDied(ModelFailed):
+    """The process that ran the model crashed, was killed or hung; another has taken its place."""
+
+
+class Quarantined(ModelFailed):
+    """The model has brought down its worker several times: it is refused until a time that the sentence says."""
 
 
 class Overloaded(FlatshareError):

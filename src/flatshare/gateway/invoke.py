@@ -10,7 +10,17 @@ from uuid import uuid4
 from flatshare.client.instance import InstanceClient
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
+from flatshare.core.errors import (
+    BadInput,
+    BadPackage,
+    FlatshareError,
+    InstanceGone,
+    InstanceHung,
+    ModelFailed,
+    ModelNotReady,
+    NeverFits,
+    Overloaded,
+)
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, model_key
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import VariantRoute
@@ -116,7 +126,7 @@ class Invoker:
         name = next((value.decode() for key, value in answer.headers if key == container.ERROR), "")
         kind = getattr(errors, name, None)
         message = container.error_sentence(answer)
-        if kind is None or issubclass(kind, BadInput | BadPackage | NeverFits):
+        if kind is None or issubclass(kind, BadInput | BadPackage | ModelFailed | NeverFits):
             place = LogPlace(self._region, self._account, endpoint)
             return sagemaker.model_error_reply(answer.status, message, place, request_id)
         error: FlatshareError = kind(message)

@@ -7,11 +7,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
+from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.backends.triton.backend import TritonBackend
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.finding import ModelFinder
@@ -35,11 +36,12 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
-    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
+    triton = TritonBackend(WorkerSettings(most=settings.workers, private_bytes=settings.memory_bytes))
+    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers), "triton": triton})
     workbench = Workbench(settings.workers, settings.max_waiting)
     finder = ModelFinder(store, lookers, settings.disk_bytes)
     journal = Journal()
-    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
+    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s, recheck_s=settings.recheck_s
     )
@@ -52,6 +54,7 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
     await server.run()
+    await triton.pool.close()
     finder.close()
     workbench.close()
     for pool in (threads, lookers):

@@ -15,6 +15,8 @@ from flatshare.package.checkpoint import Checkpoint, read_checkpoint
 from flatshare.package.graphs.bert import BertShape, GeneratedGraph, sentence_encoder
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.tokenizer import canonical_tokenizer
+from flatshare.package.triton.importing import import_repository
+from flatshare.package.triton.repository import is_repository
 from flatshare.package.weights import FLOATS, WeightEntry, WeightsFile
 from flatshare.store.tensors import StoreWriter, TensorStore
 
@@ -36,6 +38,9 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
 
     Everything is checked before the first byte is written. Raises BadPackage or UnsupportedModel with what is wrong, DiskFull.
     """
+    if is_repository(folder):
+        report = import_repository(store, folder, uri, version, limits)
+        return ImportReport(report.manifest, report.new_bytes)
     checkpoint = read_checkpoint(folder, limits)
     weights = WeightsFile(checkpoint.weights_path)
     graph = sentence_encoder(checkpoint.shape, checkpoint.head)

@@ -3,7 +3,6 @@
 import asyncio
 import inspect
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flatshare.pyworker.config import Config, ModelConfig
-from flatshare.pyworker.frames import DTYPES, NamedArray
+from flatshare.pyworker.frames import NamedArray
 from flatshare.pyworker.mapping import SharedTensors
 from flatshare.pyworker.namespace import Namespace
 from flatshare.pyworker.requests import InferenceRequest, InferenceResponse, TritonError
@@ -140,7 +139,9 @@ class TorchScriptEngine:
         try:
             self._model: Any = torch.jit.load(str(place.path), map_location="cpu").eval()
         except RuntimeError as error:
-            raise WrongModel(f"model '{place.name}': {place.file} is not TorchScript that this torch can load: {_first_line(error)}") from error
+            raise WrongModel(
+                f"model '{place.name}': {place.file} is not TorchScript that this torch can load: {_first_line(error)}"
+            ) from error
         self._order = _argument_order([tensor["name"] for tensor in place.config["input"]], self._argument_names())
 
     def execute(self, requests: list[InferenceRequest]) -> Responses:
@@ -186,7 +187,7 @@ class OnnxEngine:
         self._weights = _mapped_initializers(place, options, onnxruntime)
         try:
             self._session: Any = onnxruntime.InferenceSession(str(place.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  # the library has no common base for what a strange file makes it raise
+        except Exception as error:  # the library has no common base for what a strange file makes it raise
             raise WrongModel(f"model '{place.name}': {place.file} cannot be loaded: {_first_line(error)}") from error
         self.config = _completed_from(self._session, place.config)
 
@@ -205,7 +206,11 @@ class OnnxEngine:
 
 
 def _for_onnx(values: Any) -> Any:
-    return np.array([v.decode() if isinstance(v, bytes) else v for v in values.reshape(-1)], object).reshape(values.shape) if values.dtype == object else values
+    return (
+        np.array([v.decode() if isinstance(v, bytes) else v for v in values.reshape(-1)], object).reshape(values.shape)
+        if values.dtype == object
+        else values
+    )
 
 
 def _mapped_initializers(place: ModelPlace, options: Any, onnxruntime: Any) -> dict[str, Any]:
@@ -233,13 +238,15 @@ def _completed_from(session: Any, config: Config) -> Config:
         known = {value.name: value for value in values}
         if unknown := stated.keys() - known.keys():
             raise WrongModel(f"model '{config.get('name')}': the config names the {kind} {sorted(unknown)}, the graph has {sorted(known)}")
-        for name in known if not stated else stated:
+        for name in stated or known:
             data_type = "TYPE_" + _ONNX_TYPES[known[name].type[7:-1]]
             if not stated:
                 dims = [size if isinstance(size, int) and size > 0 else -1 for size in known[name].shape]
                 getattr(completed, f"add_{kind}")({"name": name, "data_type": data_type, "dims": dims[batch_dims:] or [1]})
             elif stated[name]["data_type"] != data_type:
-                raise WrongModel(f"model '{config.get('name')}': {kind} '{name}' is {stated[name]['data_type']} in the config, {data_type} in the graph")
+                raise WrongModel(
+                    f"model '{config.get('name')}': {kind} '{name}' is {stated[name]['data_type']} in the config, {data_type} in the graph"
+                )
     return completed.as_dict()
 
 
@@ -250,7 +257,9 @@ def _one(run: Any, request: InferenceRequest) -> InferenceResponse:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # the boundary of a native engine
-        return InferenceResponse(error=TritonError(_first_line(error), TritonError.INVALID_ARG if isinstance(error, TypeError) else TritonError.INTERNAL))
+        return InferenceResponse(
+            error=TritonError(_first_line(error), TritonError.INVALID_ARG if isinstance(error, TypeError) else TritonError.INTERNAL)
+        )
 
 
 def _argument_order(inputs: list[str], arguments: list[str]) -> list[str]:
@@ -280,7 +289,6 @@ def _first_line(error: BaseException) -> str:
 def checked_against(config: Config, tensors: Mapping[str, NamedArray]) -> list[str]:
     """What about a model's outputs contradicts its config: for the operator's log."""
     stated = {tensor["name"]: config_datatype(tensor["data_type"]) for tensor in config.get("output", [])}
-    return [f"output '{n}' is {t.datatype}, its config says {stated[n]}" for n, t in tensors.items() if n in stated and t.datatype != stated[n]]
-
-
-assert DTYPES and os.name == "posix"
+    return [
+        f"output '{n}' is {t.datatype}, its config says {stated[n]}" for n, t in tensors.items() if n in stated and t.datatype != stated[n]
+    ]

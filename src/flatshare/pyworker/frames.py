@@ -174,7 +174,7 @@ def decode_texts(data: bytes | bytearray | memoryview) -> NDArray[Any]:
 
 def _sealed(data: bytes | NDArray[Any], size: int) -> int:
     descriptor = os.memfd_create("flatshare-tensor", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    view = memoryview(data).cast("B") if isinstance(data, bytes) else memoryview(data.reshape(-1).view(np.uint8))
+    view = memoryview(data if isinstance(data, bytes) else data.reshape(-1).view(np.uint8).data)
     written = 0
     while written < size:
         written += os.pwrite(descriptor, view[written:], written)

@@ -1,4 +1,4 @@
-"""What every model's author would have to remember, done by the host: no gradients, no tensors kept, garbage collected, memory given back."""
+"""What every model's author would have to remember, done by the host: no gradients, garbage collected, memory given back."""
 
 import ctypes
 import gc

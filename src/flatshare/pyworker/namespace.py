@@ -1,8 +1,8 @@
 """Modules of one model, which no other model of the process sees.
 
-Two models of one code version import the same names (`model`, `helper`), and each must get modules of its own: a module-level variable is a
-tenant's data. So while a model's code runs, `sys.modules` holds its own modules and nobody else's, and its modules carry an `__import__` that
-brings this about for imports in threads too.
+Two models of one code version import the same names (`model`, `helper`), and each must get modules of its own: a module-level variable
+is a tenant's data. So while a model's code runs, `sys.modules` holds its own modules and nobody else's, and its modules carry an
+`__import__` that brings this about for imports in threads too.
 
 As on Triton, `model.py` of version 1 is the module `1.model`, siblings are found beside it and one folder up, and installed packages win.
 """

@@ -14,6 +14,7 @@ class BoundedPrints(io.TextIOBase):
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._line = ""
         self._budget = float(_BURST_BYTES)
         self._filled_s = time.monotonic()
         self._dropped_bytes = 0
@@ -23,16 +24,26 @@ class BoundedPrints(io.TextIOBase):
 
     def write(self, text: str) -> int:
         size = len(text)
-        self._refill()
-        if size > self._budget or size > _LONGEST_BYTES:
+        if len(self._line) + size > _LONGEST_BYTES:
             self._dropped_bytes += size
             return size
-        self._budget -= size
-        if self._dropped_bytes:
-            text = f"[{self._dropped_bytes} characters were dropped: models may print {_RATE_BYTES_S} a second]\n{text}"
-            self._dropped_bytes = 0
-        self._put(text.encode("utf-8", "replace"))
+        self._line += text
+        if text.endswith("\n"):  # print() writes its pieces one by one
+            self.flush()
         return size
+
+    def flush(self) -> None:
+        line, self._line = self._line, ""
+        self._refill()
+        if len(line) > self._budget:
+            self._dropped_bytes += len(line)
+            return
+        self._budget -= len(line)
+        if self._dropped_bytes:
+            line = f"[{self._dropped_bytes} characters were dropped: models may print {_RATE_BYTES_S} a second]\n{line}"
+            self._dropped_bytes = 0
+        if line:
+            self._put(line.encode("utf-8", "replace"))
 
     def fileno(self) -> int:
         return self._descriptor

@@ -55,6 +55,11 @@ class InferenceResponse:
     def parameters(self) -> str:
         return json.dumps(self._parameters)
 
+    @property
+    def parameter_map(self) -> dict[str, Any]:
+        """For the host."""
+        return self._parameters
+
 
 class Caller(Protocol):
     """What a request needs of the host to be sent to another model."""

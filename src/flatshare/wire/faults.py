@@ -42,6 +42,9 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.NotResident: _Row(container=404),
     errors.AlreadyLoaded: _Row(container=409),
     errors.BadPackage: _Row(runtime=_MODEL_ERROR, container=400),
+    errors.ModelFailed: _Row(runtime=_MODEL_ERROR, container=400),  # as Triton answers in its SageMaker mode, whatever the model did
+    errors.WorkerDied: _Row(runtime=_MODEL_ERROR, container=500),
+    errors.Quarantined: _Row(runtime=_MODEL_ERROR, container=503),
     errors.Overloaded: _Row(_UNAVAILABLE, _UNAVAILABLE, 503),
     errors.ModelNotReady: _Row(runtime=Fault(429, "ModelNotReadyException"), container=503),
     errors.OutOfMemory: _Row(runtime=_UNAVAILABLE, container=507),
