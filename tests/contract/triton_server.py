@@ -52,7 +52,7 @@ def triton_server(folder: Path) -> Iterator[TritonServer]:
     log = folder / "triton.log"
     with log.open("wb") as output:
         process = subprocess.Popen(_command(files, repository, backends, ports), stdout=output, stderr=output, env=_environment(files))
-    server = TritonServer(process.pid, *ports[:3], log)
+    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log)
     try:
         _wait_until_ready(process, server)
         yield server
@@ -81,7 +81,8 @@ def _command(files: Path, repository: Path, backends: Path, ports: list[int]) ->
     sagemaker, http, grpc, metrics = map(str, ports)
     return [
         str(files / "bin" / "tritonserver"), f"--model-repository={repository}", f"--backend-directory={backends}",
-        "--model-control-mode=explicit", "--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
+        "--model-control-mode=explicit", "--http-address=127.0.0.1", f"--http-port={http}",
+        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
         "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false", "--allow-sagemaker=true",
         f"--sagemaker-port={sagemaker}", "--backend-config=python,shm-default-byte-size=16777216",
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flatshare.core.errors import AlreadyLoaded, BadPackage, NeverFits, NotResident, OutOfMemory, StoreUnavailable, UnknownTarget
 from flatshare.instance import books as books_module
+from flatshare.instance.backends.base import RemoteModel
 from tests.calls import text_call
 from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source, stored_model
 

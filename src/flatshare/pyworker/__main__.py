@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 
 from flatshare.pyworker.host import Host
 from flatshare.pyworker.hygiene import Hygiene
@@ -29,12 +30,15 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported, and a core of gigabytes helps nobody
     sys.stdout = sys.stderr = BoundedPrints(2)
     link = Link(socket.socket(fileno=arguments.descriptor))
+    status = 0
     try:
         Host(link, Hygiene(is_on=not arguments.no_hygiene)).run()
     except InstanceGone:
-        pass
-    finally:
-        os._exit(0)  # models' threads and exit handlers must not hold up the end
+        status = 0
+    except BaseException:  # noqa: BLE001  # the worker's main
+        os.write(2, traceback.format_exc().encode())
+        status = 70  # EX_SOFTWARE
+    os._exit(status)  # models' threads and exit handlers must not hold up the end
 
 
 if __name__ == "__main__":

@@ -67,6 +67,8 @@ class PythonEngine:
             self._model: Any = kind()
             if hasattr(self._model, "initialize"):
                 self._model.initialize(_arguments(place, self.config))
+        if not callable(getattr(self._model, "execute", None)):
+            raise WrongModel(f"TritonPythonModel of model '{place.name}' has no method execute")
 
     def execute(self, requests: list[InferenceRequest]) -> Responses:
         with self._namespace.active():
@@ -88,8 +90,6 @@ class PythonEngine:
         kind = getattr(module, "TritonPythonModel", None)
         if kind is None:
             raise WrongModel(f"{place.file} of model '{place.name}' has no class TritonPythonModel")
-        if not callable(getattr(kind, "execute", None)):
-            raise WrongModel(f"TritonPythonModel of model '{place.name}' has no method execute")
         return kind
 
     def _completed(self, kind: Any, place: ModelPlace) -> Config:

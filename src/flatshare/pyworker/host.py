@@ -101,7 +101,7 @@ class Host:
                 described.append(None)
                 continue
             kept = _wanted(response, request.requested_output_names())
-            described.append({**_response_fields(response), "tensors": len(kept)})
+            described.append({**_response_fields(response), "count": len(kept)})
             tensors += kept
         remarks = checked_against(engine.config, {tensor.name: tensor for tensor in tensors})
         self._link.send("done", tuple(tensors), id=identity, responses=described, remarks=remarks)
@@ -184,7 +184,7 @@ def _requests(job: Frame, voice: ModelVoice, *, is_decoupled: bool) -> list[Infe
     tensors = iter(job.tensors)
     requests = []
     for fields in job.fields["requests"]:
-        inputs = [Tensor.of(next(tensors)) for _ in range(fields["tensors"])]
+        inputs = [Tensor.of(next(tensors)) for _ in range(fields["count"])]
         request = InferenceRequest(
             job.fields["name"], fields["wanted"], inputs, fields["request_id"], fields["correlation_id"], int(job.fields["version"]),
             fields["flags"], fields["timeout"], parameters=fields["parameters"],
@@ -199,7 +199,7 @@ def _responses(answer: Frame) -> list[InferenceResponse]:
     found = []
     for fields in answer.fields["responses"]:
         error = TritonError(fields["error"], fields["code"]) if "error" in fields else None
-        found.append(InferenceResponse([Tensor.of(next(tensors)) for _ in range(fields["tensors"])], error, fields.get("parameters")))
+        found.append(InferenceResponse([Tensor.of(next(tensors)) for _ in range(fields["count"])], error, fields.get("parameters")))
     return found
 
 
@@ -223,7 +223,7 @@ def _described(error: BaseException, what: str) -> dict[str, Any]:
         return {
             "error": f"{what}: out of memory: it asked for more than a worker may have",
             "code": TritonError.UNAVAILABLE,
-            "tensors": 0,
+            "count": 0,
             "is_memory": True,
         }
     reason = str(error) if isinstance(error, WrongModel) else f"{type(error).__name__}: {error}"
@@ -231,6 +231,6 @@ def _described(error: BaseException, what: str) -> dict[str, Any]:
     return {
         "error": f"{what}: {reason}"[:_LONGEST_SENTENCE],
         "code": TritonError.INTERNAL,
-        "tensors": 0,
+        "count": 0,
         "traceback": "".join(lines)[-_LONGEST_SENTENCE:],
     }

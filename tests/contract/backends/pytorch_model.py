@@ -22,7 +22,5 @@ class TritonPythonModel:
             with torch.inference_mode():
                 found = self.model(*given)
             values = list(found) if isinstance(found, list | tuple) else [found]
-            responses.append(
-                pb_utils.InferenceResponse([pb_utils.Tensor(n, v.numpy()) for n, v in zip(self.outputs, values, strict=True)])
-            )
+            responses.append(pb_utils.InferenceResponse([pb_utils.Tensor(n, v.numpy()) for n, v in zip(self.outputs, values, strict=True)]))
         return responses

@@ -216,10 +216,10 @@ class WorkerPool:
             answers = await resolve(str(fields["name"]), int(fields["version"]), ask)
         except FlatshareError as error:
             code = _INVALID if isinstance(error, BadInput) else _INTERNAL
-            worker.tell("answer", ask=fields["ask"], responses=[{"error": str(error), "code": code, "tensors": 0}])
+            worker.tell("answer", ask=fields["ask"], responses=[{"error": str(error), "code": code, "count": 0}])
             return
         tensors: list[NamedArray] = [tensor for answer in answers for tensor in answer.outputs]
-        described: list[dict[str, Any]] = [{"tensors": len(a.outputs), "parameters": dict(a.parameters)} for a in answers]
+        described: list[dict[str, Any]] = [{"count": len(a.outputs), "parameters": dict(a.parameters)} for a in answers]
         worker.tell("answer", tensors, ask=fields["ask"], responses=described)
 
     def _model(self, key: str) -> Model | None:

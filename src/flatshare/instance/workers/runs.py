@@ -112,7 +112,7 @@ def _settle(reply: Frame, riders: list[Rider], model: Model) -> None:
         if "error" in fields:
             rider.fail(_failure(fields, model.place.unit.model))
         else:
-            outputs: tuple[NamedArray, ...] = tuple(next(tensors) for _ in range(fields["tensors"]))
+            outputs: tuple[NamedArray, ...] = tuple(next(tensors) for _ in range(fields["count"]))
             rider.settle([Answer(outputs, fields.get("parameters", {}))])
 
 
@@ -159,7 +159,7 @@ def _request_fields(rider: Rider) -> dict[str, Any]:
         "flags": flags,
         "timeout": parameters.pop("timeout", 0),
         "parameters": parameters,
-        "tensors": len(rider.ask.inputs),
+        "count": len(rider.ask.inputs),
     }
 
 

@@ -23,9 +23,7 @@ def environment_file(model: Path, stated: str) -> Path | None:
     if not stated:
         return None
     if not stated.startswith(_HERE):
-        raise BadPackage(
-            f"model '{model.name}': {PARAMETER} is {stated!r}: it must begin with {_HERE}, since only the package is there"
-        )
+        raise BadPackage(f"model '{model.name}': {PARAMETER} is {stated!r}: it must begin with {_HERE}, since only the package is there")
     path = (model / stated.removeprefix(_HERE).lstrip("/")).resolve()
     if not path.is_relative_to(model.resolve()) or not path.is_file():
         raise BadPackage(f"model '{model.name}': {PARAMETER} names {stated!r}, which is no file of the model")
