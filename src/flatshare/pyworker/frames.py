@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 2**30
 MAX_DESCRIPTORS = 64
 _PREFIX = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _RECEIVE_BYTES = 256 * 1024
 
 DTYPES: dict[str, Any] = {

@@ -25,7 +25,8 @@ class Namespaces:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.current: Namespace | None = None
-        sys.meta_path.append(_Finder(self))
+        sys.meta_path.insert(0, _Finder(self, is_for_parts=True))
+        sys.meta_path.append(_Finder(self, is_for_parts=False))
 
     def new(self, folders: Sequence[str], given: Mapping[str, ModuleType]) -> "Namespace":
         """An empty namespace over the model's folders, with some modules put in from the start."""
@@ -103,14 +104,19 @@ class Namespace:
 
 
 class _Finder(MetaPathFinder):
-    """The last to be asked, so that installed packages win, as on Triton."""
+    """For whole modules the last to be asked, so that installed packages win, as on Triton; for parts of a model's own package the first,
+    since everybody finds those.
+    """
 
-    def __init__(self, switch: Namespaces) -> None:
+    def __init__(self, switch: Namespaces, *, is_for_parts: bool) -> None:
         self._switch = switch
+        self._is_for_parts = is_for_parts
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002
         namespace = self._switch.current
-        return namespace.find(fullname, path) if namespace is not None and namespace.owns(path) else None
+        if namespace is None or (path is not None) != self._is_for_parts or not namespace.owns(path):
+            return None
+        return namespace.find(fullname, path)
 
 
 class _Loader(SourceFileLoader):
