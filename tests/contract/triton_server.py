@@ -89,13 +89,12 @@ def _command(files: Path, repository: Path, backends: Path, ports: list[int]) ->
 
 
 def _environment(files: Path) -> dict[str, str]:
-    """Its own packages first; torch and onnxruntime are taken from the environment that runs the tests, which has the same Python."""
+    """Its models' Python is the one on PATH, which finds torch and onnxruntime by a .pth file (Makefile)."""
     packages = files.parent.parent
-    ours = sysconfig.get_path("purelib")
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
     return os.environ | {
         "LD_LIBRARY_PATH": libraries,
-        "PYTHONPATH": f"{packages}:{ours}",
+        "PYTHONPATH": str(packages),
         "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
