@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS tensors (
     digest TEXT PRIMARY KEY, pack TEXT NOT NULL REFERENCES packs, offset INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
     shape TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tensors_by_pack ON tensors (pack);
+CREATE TABLE IF NOT EXISTS sketches (
+    sketch TEXT PRIMARY KEY, tensor TEXT NOT NULL REFERENCES tensors ON DELETE CASCADE) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sketches_by_tensor ON sketches (tensor);
 CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS models (
     digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
@@ -61,6 +64,15 @@ class CatalogedModel:
     manifest: ModelManifest
     imported_s: float
     used_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SketchedTensor:
+    """A tensor that a sketch led to."""
+
+    digest: TensorDigest
+    place: TensorPlace
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +148,14 @@ class Catalog:
 
     def has_tensor(self, digest: TensorDigest) -> bool:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
+
+    def sketched(self, sketch: Digest) -> SketchedTensor | None:
+        """The tensor that was stored with this sketch (store/recognition.py)."""
+        statement = (
+            "SELECT t.digest, t.pack, t.offset, t.size_bytes FROM sketches s JOIN tensors t ON t.digest = s.tensor WHERE s.sketch = ?"
+        )
+        row = self._one(statement, sketch)
+        return SketchedTensor(TensorDigest(row[0]), TensorPlace(row[1], row[2]), row[3]) if row else None
 
     def touch(self, digest: ModelDigest, now_s: float) -> None:
         """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
