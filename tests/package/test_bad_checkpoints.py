@@ -202,7 +202,7 @@ BY_TASK: dict[Task, dict[str, tuple[Spoil, str]]] = {
         "cut dense weights": (cut("2_Dense/model.safetensors"), "model.safetensors is truncated"),
         "a dense layer of another width": (dense(in_features=16), "in_features is 16, but what comes before gives 32"),
         "a dense layer of other weights": (dense(out_features=9), "has shape [8, 32], config.json asks for [9, 32]"),
-        "an unknown activation": (dense(activation_function="torch.nn.Softshrink"), "activation_function 'torch.nn.Softshrink' is not served"),
+        "an unknown activation": (dense(activation_function="torch.nn.Softshrink"), "'torch.nn.Softshrink' is not served"),
         "a dense layer over tokens": (dense(module_input_name="token_embeddings"), "anything but the sentence embedding"),
         "a sparse encoder": (stated(model_type="SparseEncoder"), "describes a SparseEncoder"),
         "prompts that are a list": (stated(prompts=["a"]), "prompts must be an object of texts"),
