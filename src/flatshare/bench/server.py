@@ -27,9 +27,12 @@ _INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, key: AccessKey | None = None) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, *, grpc_address: str | None = None, key: AccessKey | None = None
+    ) -> None:
         self.process = process
         self.url = url
+        self.grpc_address = grpc_address
         self.sagemaker = aws_client("sagemaker", url, key=key)
         self.runtime = aws_client("sagemaker-runtime", url, connections=32, key=key)
 
@@ -104,7 +107,8 @@ def start_server(
         process = subprocess.Popen(
             [*command, *options, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True
         )
-    return RunningServer(process, _first_json(process)["url"], key)
+    greeting = _first_json(process)
+    return RunningServer(process, greeting["url"], grpc_address=greeting["grpc"], key=key)
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:

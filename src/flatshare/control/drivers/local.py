@@ -115,6 +115,7 @@ class LocalDriver:
         arguments = (
             "--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes),
             "--disk", str(settings.disk_bytes), "--workers", str(settings.workers),
+            "--changed-artifacts", settings.changed_artifacts,
         )  # fmt: skip
         with self._log_path(spec.id).open("ab") as log:
             process = await asyncio.create_subprocess_exec(
