@@ -59,12 +59,15 @@ class FakeFinder:
         self.searches += 1
         self.in_use = in_use
         await self.gate.wait()
+        await self.require(source)
+        return replace(self.models[source.uri.rsplit("/", 1)[1]])
+
+    async def require(self, source: ModelSource) -> None:
         name = source.uri.rsplit("/", 1)[1]
         if name in self.failures:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
-        return replace(self.models[name])
 
 
 @dataclass

@@ -19,6 +19,8 @@ class GatewaySettings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
+    """None serves no gRPC, 0 takes a free port."""
     max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = 1024
     hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
@@ -61,6 +63,8 @@ class FleetSettings:
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     max_instances: int = 16
+    parallel_starts: int = 4
+    """Instances that start at the same time: a start takes a core for half a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
