@@ -90,11 +90,11 @@ def run(folder: Path, venv: Path, scale: Scale, begin: Steps) -> dict[str, float
 @contextmanager
 def _flatshare(folder: Path) -> Iterator[Contestant]:
     command = [sys.executable, "-m", "flatshare", "instance", "--port", "0", "--store", str(folder / "store"), "--memory", MEMORY]
-    process = subprocess.Popen([*command, "--json-logs"], stdout=subprocess.PIPE)
-    assert process.stdout is not None
+    process = subprocess.Popen([*command, "--json-logs"], stderr=subprocess.PIPE)
+    assert process.stderr is not None
     try:
-        port = next(event["port"] for event in map(orjson.loads, process.stdout) if event.get("event") == "instance_listens")
-        drain = threading.Thread(target=process.stdout.read, daemon=True)
+        port = next(event["port"] for event in map(orjson.loads, process.stderr) if event.get("event") == "instance_listens")
+        drain = threading.Thread(target=process.stderr.read, daemon=True)
         drain.start()
         yield Contestant("flatshare", port, process.pid)
     finally:
@@ -113,7 +113,7 @@ def _latency(both: tuple[Contestant, Contestant], echo: Path, scale: Scale, begi
         contestant.load("echo", echo)
     callers = {contestant.name: PlainCaller.to_port(contestant.port) for contestant in both}
     for turn in range(-(-scale.calls // 10) + 2):
-        for name in series:
+        for name, times in series.items():
             for _ in range(10):
                 started = time.perf_counter()
                 if name == "bare":
@@ -121,7 +121,7 @@ def _latency(both: tuple[Contestant, Contestant], echo: Path, scale: Scale, begi
                 elif callers[name].request("POST", "/models/echo/invoke", body)[0] != 200:
                     raise RuntimeError(f"{name} did not answer the echo")
                 if turn >= 2:  # two to settle
-                    series[name].append(1e3 * (time.perf_counter() - started))
+                    times.append(1e3 * (time.perf_counter() - started))
         for _ in range(10):
             step()
     bare = median(series["bare"])
@@ -218,7 +218,7 @@ def _round(contestant: Contestant, work: list[tuple[str, bytes]], callers: int) 
 
 
 def _cold(both: tuple[Contestant, Contestant], models: list[Path], begin: Steps) -> dict[str, float]:
-    """Unloaded, loaded again and asked: what a request waits for a model that had left memory. Files are in the page cache on both sides."""
+    """Unloaded, loaded again and asked: what a request waits for a model that had left memory. Both have its files in the page cache."""
     step = begin("cold starts", 2 * len(models))
     series: dict[str, list[float]] = {contestant.name: [] for contestant in both}
     for folder in models:
