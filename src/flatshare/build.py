@@ -1,6 +1,7 @@
 """The only file that knows everybody: settings become objects, and objects one running server."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ class ServeOptions:
     tls_cert: Path | None
     tls_key: Path | None
     json_logs: bool
+    changed_artifacts: str
 
     @property
     def scheme(self) -> str:
@@ -104,7 +106,9 @@ def settings_for(options: ServeOptions) -> ServerSettings:
             disk_bytes=options.disk_bytes,
             workers=options.workers,
             max_instances=options.max_instances,
+            parallel_starts=max(2, os.cpu_count() or 2),
             has_json_logs=options.json_logs,
+            changed_artifacts=options.changed_artifacts,
             store_dir=folder / "store",
             log_dir=folder / "log",
         ),

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -95,12 +95,16 @@ def running_server(data_dir: Path, prefix: Path, memory: str, *, key: AccessKey 
         server.close()
 
 
-def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None) -> RunningServer:
+def start_server(
+    data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None, options: Sequence[str] = ()
+) -> RunningServer:
     """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
     command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
     command += ["--auth", "none" if key is None else "sigv4"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
-        process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *options, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
     greeting = _first_json(process)
     return RunningServer(process, greeting["url"], greeting["grpc"], key)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
 from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
 @click.option("--tls-cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificate chain (PEM): serve HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Its key (PEM). SIGHUP reads both anew.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
+@changed_artifacts_option
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
 @json_option

@@ -21,7 +21,7 @@ from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.shadows import AGREED, DIFFERED, FAILED, Comparison, ShadowMetrics, ShadowOf
 from flatshare.wire import container, infer
 from flatshare.wire.agreement import Agreement, agreement
-from flatshare.wire.http import Reply
+from flatshare.wire.http import REQUEST_ID, Reply
 
 log = get_logger("gateway")
 _MAX_COPIES = 32
@@ -93,7 +93,7 @@ class Shadows:
         upstream = self._routes.upstream(shadow, key, frozenset())
         if upstream is None:
             return None
-        headers = [*answered.call.headers, *container.source_headers(source)]
+        headers = [*answered.call.headers, *container.source_headers(source), (REQUEST_ID, answered.call.request_id.encode())]
         path, body = f"/models/{key}{answered.call.action}", answered.call.body
         with upstream as client:
             try:
