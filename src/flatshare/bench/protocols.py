@@ -1,4 +1,4 @@
-"""`flatshare bench protocols`: what each protocol adds to tokenise + run, on a real server, in one run."""
+"""`flatshare bench protocols`: what each protocol adds to tokenise + run, on a real server, in one run; and how long imports take."""
 
 import time
 from collections.abc import Callable
@@ -12,24 +12,25 @@ from typing import Any
 import numpy as np
 import orjson
 
+from flatshare.bench import imports
 from flatshare.bench.bare import BareEngine
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, invocation, running_server
 from flatshare.bench.story import ROOMY, Results, Steps, import_all
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
 
-TARGETS = {"v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8}
+TARGETS = {
+    "v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8, "import_90mb_s": 1.5, "register_1000_s": 30.0,
+}  # fmt: skip
 MODELS = 20
-CALLS = 600
-QUICK_CALLS = 60
 _SETTLING_TURNS = 2  # the first loads the models
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[str, str], Callable[[], object]]
 """From a target and a text to a call that is ready to be made: what a client does beforehand is not measured."""
 
 
-def run(folder: Path, calls: int, begin: Steps) -> dict[str, float]:
-    """Measure everything in `folder`, which should have 4 GB free."""
+def run(folder: Path, calls: int, heads: int, begin: Steps) -> dict[str, float]:
+    """Measure everything in `folder`, which should have 4 GB free: so many calls on each road, and so many heads on one trunk."""
     catalogue = tenants(MODELS // 2)
     prefix, data = folder / "models", folder / "data"
     step = begin("writing checkpoints", len(catalogue))
@@ -40,6 +41,11 @@ def run(folder: Path, calls: int, begin: Steps) -> dict[str, float]:
         import_all(server, catalogue, begin)
         step = begin("one caller, every protocol in turn", calls + _SETTLING_TURNS * MODELS)
         _added(server, BareEngine(data / "store", prefix), catalogue, calls, results, step)
+    step = begin("importing a checkpoint, registering heads", 2)
+    results.put("import_90mb_s", imports.import_90mb_s())
+    step()
+    results.put(f"register_{heads}_s", imports.register_1000_s(heads), 1)
+    step()
     return results.values
 
 
