@@ -20,7 +20,8 @@ from flatshare.bench.story import ROOMY, Results, Steps, import_all
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
 
 TARGETS = {
-    "v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8, "import_90mb_s": 1.5, "register_1000_s": 30.0,
+    "v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8,
+    "import_90mb_s": 1.5, "register_1000_s": 30.0,
 }  # fmt: skip
 MODELS = 20
 _SETTLING_TURNS = 2  # the first loads the models
