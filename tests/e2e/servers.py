@@ -126,7 +126,7 @@ def serving(
     with process:
         try:
             greeting = _first_json(process)
-            yield RunningServer(process, greeting["url"], greeting["grpc"])
+            yield RunningServer(process, greeting["url"], grpc_address=greeting["grpc"])
         finally:
             stop(process)
 

@@ -27,7 +27,9 @@ _INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, grpc_address: str | None = None, key: AccessKey | None = None) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, *, grpc_address: str | None = None, key: AccessKey | None = None
+    ) -> None:
         self.process = process
         self.url = url
         self.grpc_address = grpc_address
@@ -106,7 +108,7 @@ def start_server(
             [*command, *options, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True
         )
     greeting = _first_json(process)
-    return RunningServer(process, greeting["url"], greeting["grpc"], key)
+    return RunningServer(process, greeting["url"], grpc_address=greeting["grpc"], key=key)
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
