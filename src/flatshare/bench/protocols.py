@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -58,20 +59,38 @@ def _added(
         roads = _roads(server, stack)
         engine: list[float] = []
         series: dict[str, list[float]] = {name: [] for name in roads}
+        cpu_s = dict.fromkeys(roads, 0.0)
         for turn in range(_SETTLING_TURNS + -(-calls // len(models))):
             work = [(tenant.target, text_of(30, turn * len(models) + index)) for index, tenant in enumerate(models)]
             took = [bare.run_s(target, text) for target, text in work]
-            turns = {name: [_timed(call) for call in [road(*item) for item in work]] for name, road in roads.items()}
+            turns = {name: _turn(server, [road(*item) for item in work]) for name, road in roads.items()}
             if turn >= _SETTLING_TURNS:
                 engine += took
-                for name, seconds in turns.items():
-                    series[name] += seconds
+                for name, one in turns.items():
+                    series[name] += one.seconds
+                    cpu_s[name] += one.server_cpu_s
             for _ in models:
                 progress()
     results.put("engine_p50_ms", 1e3 * median(engine))
     for name, seconds in series.items():
         results.put(f"{name}_added_p50_ms", 1e3 * median([s - e for s, e in zip(seconds, engine, strict=True)]), 3)
         results.put(f"{name}_added_p99_ms", 1e3 * (percentile(seconds, 0.99) - percentile(engine, 0.99)), 3)
+        results.put(f"{name}_server_cpu_ms", 1e3 * cpu_s[name] / len(seconds), 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One call to each model by one road."""
+
+    seconds: list[float]
+    server_cpu_s: float
+    """Of all processes of the server. It says what a road costs on a machine that is too busy for latencies, too."""
+
+
+def _turn(server: RunningServer, calls: list[Callable[[], object]]) -> _Turn:
+    before_s = server.cpu_seconds()
+    seconds = [_timed(call) for call in calls]
+    return _Turn(seconds, server.cpu_seconds() - before_s)
 
 
 def _roads(server: RunningServer, stack: ExitStack) -> dict[str, Call]:
