@@ -41,6 +41,7 @@ def run(folder: Path, calls: int, heads: int, begin: Steps) -> dict[str, float]:
     results = Results()
     with running_server(data, prefix, ROOMY) as server:
         import_all(server, catalogue, begin)
+    with running_server(data, prefix, ROOMY) as server:  # another one, whose processes are those that serve: importers come and go
         step = begin("one caller, every protocol in turn", calls + _SETTLING_TURNS * MODELS)
         _added(server, BareEngine(data / "store", prefix), catalogue, calls, results, step)
     step = begin("importing a checkpoint, registering heads", 2)
