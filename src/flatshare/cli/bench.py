@@ -69,6 +69,32 @@ def auth(json_file: Path | None, work: Path | None, quick: bool) -> None:
 
 
 @bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
+def protocols(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """What InvokeEndpoint, Open Inference over HTTP (JSON, binary) and gRPC add to the bare engine; and how long imports take.
+
+    Takes three minutes and 6 GB of disk. NVIDIA's clients are measured too if tritonclient[grpc,http] is installed.
+
+    \b
+    Example:
+      flatshare bench protocols --json protocols.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.protocols import TARGETS, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 6_000_000_000)
+        results = run(folder, 60 if quick else 600, 100 if quick else 1000, begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench protocols"))
+
+
+@bench.command()
 @click.option("--keep", is_flag=True, help="Leave the server up and say what to try.")
 @click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(2, 500), help="Each has two target models.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
