@@ -13,16 +13,29 @@ SERVICES = {
     "application-autoscaling": "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING",
     "cloudwatch": "AWS_ENDPOINT_URL_CLOUDWATCH",
 }
+CONNECTIONS = 32
+"""Of a client for inference: so many calls at a time need not wait for each other."""
 
 
 def aws_client(service: str, url: str, *, region: str = "us-east-1", connections: int = 10) -> Any:
     """A boto3 client for the server at `url`. Without AWS credentials in the environment it signs with a placeholder."""
-    credentials: dict[str, Any] = {}
-    if not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
-        credentials = {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
+    credentials = _placeholder_credentials()
     # 70 s: the server holds a cold request for 60. Legacy retries, since the standard mode does not retry ModelNotReadyException.
     config = Config(read_timeout=70, retries={"mode": "legacy", "max_attempts": 3}, max_pool_connections=connections)
     return boto3.client(service, endpoint_url=url, region_name=region, config=config, **credentials)
+
+
+def runtime_client(url: str | None, *, region: str) -> Any:
+    """A client for inference whose caller has a retry loop of its own, so boto3 makes one attempt. No url is AWS itself."""
+    config = Config(read_timeout=70, retries={"mode": "standard", "total_max_attempts": 1}, max_pool_connections=CONNECTIONS)
+    credentials = _placeholder_credentials() if url is not None else {}
+    return boto3.client("sagemaker-runtime", endpoint_url=url, region_name=region, config=config, **credentials)
+
+
+def _placeholder_credentials() -> dict[str, Any]:
+    if os.environ.get("AWS_ACCESS_KEY_ID") or boto3.Session().get_credentials() is not None:
+        return {}
+    return {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
 
 
 def sentence_of(error: Exception) -> str:

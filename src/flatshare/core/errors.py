@@ -18,6 +18,7 @@
     ├─ DiskFull
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
+    ├─ CallFailed               a client's call was answered with an error that has no better name
     └─ Abandoned                the caller has left
 
 Which status and code each gets is decided in one table, `wire/faults.py`.
@@ -126,6 +127,10 @@ class InstanceGone(FlatshareError):
 
 class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
+
+
+class CallFailed(FlatshareError):
+    """A client's call failed at the other end, in its own words."""
 
 
 class Abandoned(FlatshareError):
