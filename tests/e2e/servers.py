@@ -158,7 +158,7 @@ def wait_for_ends(pids: list[int], *, within_s: float) -> list[int]:
             os.close(descriptor)
 
 
-def until(holds: Callable[[], bool], *, within_s: float = 20.0) -> None:
+def until(holds: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Look again and again; each look is a call to the server, which takes its time, so this neither sleeps nor spins."""
     deadline_s = time.monotonic() + within_s
     while not holds():

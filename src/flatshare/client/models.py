@@ -56,7 +56,7 @@ class Models:
         batch_size: int = 64,
         patience: Patience | None = None,
         resolver: Resolver | None = None,
-        region: str = "us-east-1",
+        region: str | None = None,
     ) -> None:
         self.tenant = tenant
         naming.model_name(tenant, "x")
