@@ -12,6 +12,8 @@ from flatshare.core.errors import FlatshareError
 
 _COMMANDS = {
     "serve": "flatshare.cli.serve",
+    "package": "flatshare.cli.package",
+    "code": "flatshare.cli.package",
     "deploy": "flatshare.cli.deploy",
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
