@@ -15,6 +15,7 @@ _COMMANDS = {
     "package": "flatshare.cli.package",
     "code": "flatshare.cli.package",
     "deploy": "flatshare.cli.deploy",
+    "release": "flatshare.cli.release",
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
     "keys": "flatshare.cli.keys",

@@ -14,12 +14,12 @@ from flatshare.core.errors import BadInput, FlatshareError
 from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.status import FleetStatus
 from flatshare.security.entry import Entry
-from flatshare.security.guard import Road
+from flatshare.security.guard import ANYBODY, Road
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 from flatshare.wire import asks, aws_json, sagemaker
 from flatshare.wire.faults import control_fault
-from flatshare.wire.http import REQUEST_ID, Handler, Reply, Request
+from flatshare.wire.http import CALLER, REQUEST_ID, Handler, Reply, Request
 
 log = get_logger("gateway")
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -86,6 +86,7 @@ class FrontDoor:
     async def _control_call(self, request: Request) -> Reply:
         ask, is_mutation = asks.of_control_call(request), asks.is_mutation(request)
         principal = self._entry.admit(request, _CHANGE if is_mutation else _RUNTIME, ask)
+        request.headers[CALLER.encode()] = b"" if principal is ANYBODY else principal.name.encode()
         reply = await self._control(request)
         if is_mutation:
             self._entry.record(request, principal, ask, reply)
