@@ -96,14 +96,15 @@ class Server:
     def call(self, function: Callable[..., None], *args: Any) -> None:
         self.loop.call_soon_threadsafe(function, *args)
 
-    def client(self) -> Any:
+    def client(self, retries: Any = None) -> Any:
+        chosen: Any = retries or {"total_max_attempts": 1}
         return boto3.client(
             "sagemaker",
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",
-            config=Config(retries={"total_max_attempts": 1}),
+            config=Config(retries=chosen),
         )
 
 
