@@ -29,7 +29,7 @@ def of_control_call(request: Request) -> Ask:
     if not isinstance(body, dict):
         return Ask(action)
     model = body.get("Model")  # of our own calls: which model's versions
-    return Ask(action, tuple(_resources(body)), model if isinstance(model, str) else "")
+    return Ask(action, tuple(_resources(body)), model if isinstance(model, str) else None)
 
 
 def is_mutation(request: Request) -> bool:
