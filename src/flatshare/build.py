@@ -13,6 +13,7 @@ from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings
 from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker
+from flatshare.gateway.releases import Versions
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
@@ -95,11 +96,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
 
     `on_ready` is called with the port once the server listens.
     """
-    routes = RouteTable(settings.control.account)
-    metrics = GatewayMetrics()
-    certificate = _certificate(settings.security)
-    entry = _entry(settings, metrics)
-    control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=routes.replace)
+    routes, control = _control(settings)
     shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=settings.gateway.hold_s)
     invoker = Invoker(settings.gateway, routes, metrics, shadows, region=settings.control.region, account=settings.control.account)
     door = FrontDoor(invoker, control.handle, FleetStatus(routes, shadows), metrics, entry)
@@ -118,10 +115,26 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
         on_ready(port)
         await server.run()
     finally:
+        await routes.versions.close()
         await shadows.close()
         await control.close()
         routes.close()
         entry.close()
+
+
+def _control(settings: ServerSettings) -> tuple[RouteTable, Control]:
+    """The table that requests are routed by, and the control plane that fills it."""
+    versions = Versions(lambda *canary: control.releases.end_canary(*canary))  # noqa: PLW0108  # control is made below
+    routes = RouteTable(settings.control.account, versions)
+    control = Control(
+        settings.control,
+        settings.fleet,
+        driver=LocalDriver(settings.fleet),
+        clock=SystemClock(),
+        publish=routes.replace,
+        publish_releases=versions.replace,
+    )
+    return routes, control
 
 
 def _entry(settings: ServerSettings, metrics: GatewayMetrics) -> Entry:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
+from operator import itemgetter
 from uuid import uuid4
 
 from flatshare.client.instance import InstanceClient
@@ -65,7 +66,9 @@ class Invoker:
         sagemaker.refuse_foreign_headers(call)
         if call.target is None:
             raise sagemaker.missing_target(request_id)
-        answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
+        point = random.random()  # noqa: S311  # a split of traffic, not a secret
+        ask = partial(self._send, call, point=point)
+        answer, variant = await self._routes.versions.answered(call.endpoint, call.target, ask, itemgetter(0))
         return self._as_reply(answer, call.endpoint, variant, request_id)
 
     async def _send(self, call: Invocation, target: TargetModel, point: float) -> tuple[Reply, VariantRoute]:

@@ -8,6 +8,7 @@ from flatshare.core.call import ModelSource
 from flatshare.core.errors import UnknownEndpoint, UnknownVariant
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, VariantName, model_key
 from flatshare.core.state import EndpointRoute, Routes, VariantRoute
+from flatshare.gateway.releases import Versions
 from flatshare.policy import route
 from flatshare.policy.route import InstanceLoad
 from flatshare.wire.sagemaker import artifact_uri
@@ -32,8 +33,10 @@ class Upstream:
 class RouteTable:
     """Replaced as a whole by control, read by every request."""
 
-    def __init__(self, account: str) -> None:
+    def __init__(self, account: str, versions: Versions | None = None) -> None:
         self._account = account
+        self.versions = versions or Versions()
+        """Which artifact a target model with a label stands for."""
         self._routes = Routes({})
         self._upstreams: dict[InstanceId, Upstream] = {}
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from flatshare.core.release import CanaryLimits
 
 
+_NOTICEABLE_S = 0.002  # a difference that a busy machine makes by itself, and that nobody feels
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What was seen of one version since the canary began."""
@@ -31,7 +34,8 @@ def reason_to_end(old: Tally, new: Tally, limits: CanaryLimits) -> str | None:
     allowed = limits.max_more_errors + old.error_share
     if new.errors > max(1.0, allowed * max(new.calls, limits.min_calls)):
         return f"{new.errors} of {new.calls} calls failed, {old.errors} of {old.calls} on the old version"
-    if min(old.warm_calls, new.warm_calls) >= limits.min_calls and new.mean_s > limits.max_slowdown * old.mean_s:
+    slowest_s = max(limits.max_slowdown * old.mean_s, old.mean_s + _NOTICEABLE_S)
+    if min(old.warm_calls, new.warm_calls) >= limits.min_calls and new.mean_s > slowest_s:
         return f"calls took {1e3 * new.mean_s:.1f} ms on average, {1e3 * old.mean_s:.1f} ms on the old version"
     if limits.max_disagreement is not None and new.compared >= limits.min_calls and new.differed > limits.max_disagreement * new.compared:
         return f"{new.differed} of {new.compared} answers differed from the old version's"
