@@ -96,6 +96,9 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
 
     `on_ready` is called with the port once the server listens.
     """
+    metrics = GatewayMetrics()
+    certificate = _certificate(settings.security)
+    entry = _entry(settings, metrics)
     routes, control = _control(settings)
     shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=settings.gateway.hold_s)
     invoker = Invoker(settings.gateway, routes, metrics, shadows, region=settings.control.region, account=settings.control.account)

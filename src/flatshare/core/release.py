@@ -11,6 +11,13 @@ from flatshare.core.errors import ReleaseConflict
 from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.core.naming import LIVE
 
+RECORDS = ".flatshare/releases/"
+"""Where records lie beside artifacts; what begins with a dot is no model."""
+
+
+def record_key(model: str) -> str:
+    return f"{RECORDS}{model}.json"
+
 
 class VersionState(StrEnum):
     UPLOADING = "uploading"

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from flatshare.core.release import CanaryLimits
 
-
 _NOTICEABLE_S = 0.002  # a difference that a busy machine makes by itself, and that nobody feels
 
 

@@ -9,7 +9,7 @@ import msgspec
 from flatshare.client.releases import whoami
 from flatshare.core.errors import ReleaseConflict, UnknownTarget
 from flatshare.core.ids import EndpointName
-from flatshare.core.release import Change, ModelReleases
+from flatshare.core.release import RECORDS, Change, ModelReleases, record_key
 from flatshare.policy import release
 from flatshare.policy.release import By
 from flatshare.store.shelf import Object, Shelf
@@ -62,7 +62,7 @@ class StoreBook:
         return self._shelf.put_new(key, data) if before is None else self._shelf.replace(key, data, before.tag)
 
     def _every(self) -> Iterator[ModelReleases]:
-        for key in sorted(self._shelf.sizes(_FOLDER)):
+        for key in sorted(self._shelf.sizes(RECORDS)):
             found = self._shelf.get(key)
             if found is not None:
                 yield msgspec.json.decode(found.data, type=ModelReleases)
@@ -71,10 +71,3 @@ class StoreBook:
         if not kind or not endpoint:
             raise UnknownTarget(f"no version of {model} was ever deployed below {self._shelf.uri}")
         return ModelReleases(model, kind, EndpointName(endpoint))
-
-
-_FOLDER = ".flatshare/releases/"
-
-
-def record_key(model: str) -> str:
-    return f"{_FOLDER}{model}.json"

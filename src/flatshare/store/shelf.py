@@ -110,7 +110,7 @@ def _local_store(folder: Path) -> ObjectStoreMethods:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnknownTarget(f"'{folder}' cannot be made ({error.strerror}): choose another place, or mend its permissions") from error
-    return LocalStore(folder)
+    return LocalStore(folder, automatic_cleanup=True)
 
 
 def _denied(uri: str) -> UnknownTarget:
