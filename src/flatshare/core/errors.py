@@ -4,7 +4,9 @@
     ├─ BadInput                 the caller's request cannot be understood
     │  ├─ BodyTooLarge
     │  ├─ ValidationFailed      a control call breaks a rule of the API
-    │  └─ UnknownOperation      no such call is served here
+    │  ├─ UnknownOperation      no such call is served here
+    │  ├─ AmbiguousModel        a bare model name that several endpoints know
+    │  └─ Unsupported           a part of a protocol that is not served here
     ├─ Unauthenticated          nobody knows who calls
     │  ├─ MissingCredentials    the request does not say
     │  ├─ IncompleteSignature   what says so cannot be read
@@ -23,12 +25,17 @@
     ├─ QuotaExceeded            the fleet has no room for another instance
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
+    ├─ PortInUse
+
+
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
     ├─ BadLayout                a layout, or what it is applied to, does not make a package
     ├─ ReleaseConflict          what was asked of a model's versions contradicts what they are
     ├─ CallFailed               a client's call was answered with an error that has no better name
+    ├─ ModelFailed              the model broke, or its container answered an error of its own
+    ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
 Which status and code each gets is decided in one table, `wire/faults.py`.
@@ -55,6 +62,14 @@ class ValidationFailed(BadInput):
 
 class UnknownOperation(BadInput):
     """No such operation is served here."""
+
+
+class AmbiguousModel(BadInput):
+    """Several endpoints know a model of this name, or none of them does."""
+
+
+class Unsupported(BadInput):
+    """A part of the protocol that is not served here. Calling again will not help."""
 
 
 class Unauthenticated(FlatshareError):
@@ -157,6 +172,10 @@ class DiskFull(FlatshareError):
     can_retry = True
 
 
+class PortInUse(FlatshareError):
+    """Another program listens where the server was to listen."""
+
+
 class IncompatibleState(FlatshareError):
     """The control plane's database is one that this version cannot use."""
 
@@ -181,6 +200,14 @@ class ReleaseConflict(FlatshareError):
 
 class CallFailed(FlatshareError):
     """A client's call failed at the other end, in its own words."""
+
+
+class ModelFailed(FlatshareError):
+    """The model broke, or its container answered an error of its own."""
+
+
+class TooSlow(FlatshareError):
+    """The model did not answer within the hold time."""
 
 
 class Abandoned(FlatshareError):

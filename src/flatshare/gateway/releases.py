@@ -54,10 +54,11 @@ async def _only_here(model: str, alias: str, version: int, why: str) -> None:
 
 
 class Versions:
-    """The gateway's table of versions. Used on one event loop; `end_canary` writes the way back down."""
+    """The gateway's table of versions. Used on one event loop."""
 
     def __init__(self, end_canary: EndCanary = _only_here) -> None:
-        self._end_canary = end_canary
+        self.end_canary = end_canary
+        """Whoever writes the way back down; control, once there is one."""
         self._known: Mapping[str, ModelReleases] = {}
         self._watches: dict[tuple[str, str], _Watch] = {}
         self._tasks = set[asyncio.Task[None]]()
@@ -165,7 +166,7 @@ class Versions:
 
     async def _take_back(self, trial: _Trial, reason: str) -> None:
         try:
-            await self._end_canary(trial.model, trial.old.alias, trial.watch.canary.version, reason)
+            await self.end_canary(trial.model, trial.old.alias, trial.watch.canary.version, reason)
         except FlatshareError as error:
             trial.watch.has_ended = False  # the next call judges again
             log.warning("canary_not_ended", model=trial.model, version=trial.watch.canary.version, reason=str(error))

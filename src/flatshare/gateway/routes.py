@@ -33,9 +33,9 @@ class Upstream:
 class RouteTable:
     """Replaced as a whole by control, read by every request."""
 
-    def __init__(self, account: str, versions: Versions | None = None) -> None:
+    def __init__(self, account: str) -> None:
         self._account = account
-        self.versions = versions or Versions()
+        self.versions = Versions()
         """Which artifact a target model with a label stands for."""
         self._routes = Routes({})
         self._upstreams: dict[InstanceId, Upstream] = {}
@@ -54,6 +54,10 @@ class RouteTable:
         for upstream in self._upstreams.values():
             upstream.client.close()
         self.replace(Routes({}))
+
+    @property
+    def routes(self) -> Routes:
+        return self._routes
 
     @property
     def endpoints(self) -> dict[EndpointName, EndpointRoute]:
@@ -81,6 +85,9 @@ class RouteTable:
         known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
         loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
+
+    def serving(self, variant: VariantRoute) -> list[Upstream]:
+        return [self._upstreams[address.id] for address in variant.instances]
 
     def upstreams(self, endpoint: EndpointRoute) -> list[Upstream]:
         return [self._upstreams[address.id] for variant in (*endpoint.variants, *endpoint.shadows) for address in variant.instances]

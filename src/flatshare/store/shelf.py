@@ -13,7 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import LocalStore, ObjectStoreMethods
 
 from flatshare.core.errors import BadInput, DiskFull, StoreUnavailable, UnknownTarget
-from flatshare.store.connect import open_store, reason, store_errors
+from flatshare.store.remote import open_store, reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,17 @@ class Shelf:
             raise BadInput(f"'{uri}' names no store that can be written to: use s3://, gs://, az:// or file:///")
         self._is_local = scheme == "file"
         self._prefix = "" if self._is_local else path.partition("/")[2]
-        self._store = _local_store(Path(path)) if self._is_local else open_store(f"{scheme}://{path.partition('/')[0]}", uri)
+        self._store = _local_store(Path(path)) if self._is_local else open_store(f"{scheme}://{path.partition('/')[0]}")
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Put bytes or a file, in the place of what was there. Raises UnknownTarget (denied), DiskFull or StoreUnavailable."""
-        with self._write_errors(key):
+        with self._errors(key):
             obstore.put(self._store, self._prefix + key, data)
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Put bytes unless something is there: False then."""
         try:
-            with self._write_errors(key):
+            with self._errors(key):
                 obstore.put(self._store, self._prefix + key, data, mode="create", use_multipart=False)
         except FileExistsError:
             return False
@@ -53,7 +53,7 @@ class Shelf:
     def replace(self, key: str, data: bytes, tag: str) -> bool:
         """Put bytes in the place of what had this tag; False if it has changed since. Not on a disk, which has no such call."""
         try:
-            with self._write_errors(key):
+            with self._errors(key):
                 obstore.put(self._store, self._prefix + key, data, mode={"e_tag": tag}, use_multipart=False)
         except FileExistsError:
             return False
@@ -62,17 +62,15 @@ class Shelf:
     def get(self, key: str) -> Object | None:
         """None if nothing lies there."""
         try:
-            with store_errors(self.uri + key):
+            with self._errors(key):
                 answer = obstore.get(self._store, self._prefix + key)
                 return Object(bytes(answer.bytes()), answer.meta["e_tag"] or "")
-        except UnknownTarget as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        except FileNotFoundError:
+            return None
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every object whose key begins with `prefix`, a folder."""
-        with store_errors(self.uri + prefix):
+        with self._errors(prefix):
             found = [meta for batch in obstore.list(self._store, self._prefix + prefix) for meta in batch]
         return {meta["path"].removeprefix(self._prefix): meta["size"] for meta in found}
 
@@ -80,13 +78,13 @@ class Shelf:
         """What is gone already is no error."""
         for key in keys:
             try:
-                with self._write_errors(key):
+                with self._errors(key):
                     obstore.delete(self._store, self._prefix + key)
             except FileNotFoundError:
                 pass
 
     @contextmanager
-    def _write_errors(self, key: str) -> Iterator[None]:
+    def _errors(self, key: str) -> Iterator[None]:
         uri = self.uri + key
         try:
             yield
@@ -97,12 +95,14 @@ class Shelf:
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise _denied(uri) from error
         except (BaseError, OSError) as error:
-            said = f"{reason(error)} {error}"
+            said = f"{reason_of(error)} {error}"
             if "No space left" in said or "Disk quota exceeded" in said:
                 raise DiskFull(f"there is no room for '{uri}': free some, nothing was changed") from error
             if "Permission denied" in said or "status code: 403" in said:
                 raise _denied(uri) from error
-            raise StoreUnavailable(f"'{uri}' cannot be written ({reason(error)}): try again, what has arrived is not sent anew") from error
+            raise StoreUnavailable(
+                f"'{uri}' does not answer as it should ({reason_of(error)}): try again, what has arrived is not sent anew"
+            ) from error
 
 
 def _local_store(folder: Path) -> ObjectStoreMethods:
@@ -114,4 +114,4 @@ def _local_store(folder: Path) -> ObjectStoreMethods:
 
 
 def _denied(uri: str) -> UnknownTarget:
-    return UnknownTarget(f"'{uri}' may not be written: check the credentials or the folder's permissions")
+    return UnknownTarget(f"'{uri}' may not be read or written: check the credentials or the folder's permissions")

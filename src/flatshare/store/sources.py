@@ -5,6 +5,7 @@ Synchronous: it runs in a worker's thread or process. A URI is prefix + target a
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -16,6 +17,7 @@ from threading import Event
 from typing import BinaryIO, Literal
 
 import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import ObjectStoreMethods
 
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget
@@ -23,10 +25,11 @@ from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
 from flatshare.core.sizes import MIB, format_size
 from flatshare.store import archive
-from flatshare.store.connect import changed, denied, missing, open_store, store_errors
+from flatshare.store.remote import open_store, reason_of
 
 _REMOTE_SCHEMES = {"s3", "gs", "az"}
 _MAX_DEPTH = 4
+_STATUS = re.compile(r"status code: (\d{3})")
 _PARALLEL_FILES = 8
 _PIECE_BYTES = 64 * MIB  # one request; with the time-out below, the slowest link that we bear does 0.5 MiB/s
 _DEFAULT_LIMITS = StoreLimits()
@@ -62,7 +65,7 @@ def probe(uri: ArtifactUri, *, root: str, limits: StoreLimits = _DEFAULT_LIMITS)
     probed = _probe_local(location, root, limits) if location.is_local else _probe_remote(location, limits)
     files = tuple(sorted(probed, key=lambda file: file.relative_path))
     if not files:
-        raise missing(uri)
+        raise _missing(uri)
     kind = "directory" if files[0].relative_path else archive.archive_kind(location.path)
     if kind is None:
         raise BadPackage(f"'{uri}' is neither a folder nor an archive: name it {', '.join(archive.ARCHIVE_SUFFIXES)} if it is one.")
@@ -133,6 +136,10 @@ def _outside(uri: str) -> UnknownTarget:
     return UnknownTarget(f"'{uri}' lies outside of the endpoint's prefix: name a path below it, and let no link lead out of it.")
 
 
+def _denied(uri: str) -> UnknownTarget:
+    return UnknownTarget(f"'{uri}' may not be read: check the credentials, and that they permit to list and get objects there.")
+
+
 def _version(files: Iterable[SourceFile]) -> str:
     """A digest of every path, size and version."""
     lines = (f"{file.relative_path}\0{file.size_bytes}\0{file.version}\0" for file in files)
@@ -150,7 +157,7 @@ def _probe_local(location: _Location, root: str, limits: StoreLimits) -> list[So
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
-        raise denied(location.uri) from error
+        raise _denied(location.uri) from error
     except OSError as error:
         raise StoreUnavailable(f"'{location.uri}' cannot be read ({error.strerror}): check the disk, and try again.") from error
 
@@ -202,8 +209,8 @@ def _check_bounds(count: int, depth: int, uri: str, limits: StoreLimits) -> None
 
 
 def _probe_remote(location: _Location, limits: StoreLimits) -> list[SourceFile]:
-    store = open_store(location.bucket, location.uri)
-    with store_errors(location.uri):
+    store = open_store(location.bucket)
+    with _store_errors(location.uri):
         listed = [] if archive.archive_kind(location.path) else _listed(store, location, limits)
         return listed if listed or not location.key else [_object("", obstore.head(store, location.key))]
 
@@ -229,7 +236,40 @@ def _without_folder_marks(files: list[SourceFile], uri: str) -> list[SourceFile]
 
 
 def _object(path: str, meta: "obstore.ObjectMeta") -> SourceFile:
-    return SourceFile(path, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
+    tag = meta["e_tag"]
+    if tag and not tag.startswith(('"', "W/")):
+        tag = f'"{tag}"'  # some servers leave the quotes out in lists, and only there
+    return SourceFile(path, meta["size"], tag or meta["last_modified"].isoformat())
+
+
+@contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Tell apart what is missing, what is denied and what is out of reach."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise _missing(uri) from error
+    except PreconditionError as error:
+        raise _changed(uri) from error
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise _denied(uri) from error
+    except (BaseError, ValueError) as error:
+        # What a list met: obstore gives all of it one type, and the status in the text.
+        reason = reason_of(error)
+        status = _STATUS.search(reason)
+        if status and status[1] in {"401", "403"}:
+            raise _denied(uri) from error
+        if status and status[1] == "404":
+            raise _missing(uri) from error
+        raise StoreUnavailable(f"The store of '{uri}' does not answer as it should ({reason}): try again.") from error
+
+
+def _missing(uri: str) -> UnknownTarget:
+    return UnknownTarget(f"Nothing lies at '{uri}': upload a model's folder or archive there, or correct the target model.")
+
+
+def _changed(uri: str) -> StoreUnavailable:
+    return StoreUnavailable(f"'{uri}' changed while it was read: try again, and upload a new model under a new name.")
 
 
 @contextmanager
@@ -249,7 +289,7 @@ class _Download:
     """Objects of one artifact on their way here. What an interrupted fetch left is kept: the home's name tells its version."""
 
     def __init__(self, location: _Location, home: Path) -> None:
-        self._store = open_store(location.bucket, location.uri)
+        self._store = open_store(location.bucket)
         self._location = location
         self._home = home
         self._is_over = Event()
@@ -286,11 +326,11 @@ class _Download:
         end = min(start + _PIECE_BYTES, file.size_bytes)
         is_strong = file.version.startswith('"')  # If-Match never holds for a weak tag (RFC 9110, 13.1.1)
         options = {"range": (start, end)} | ({"if_match": file.version} if is_strong else {})
-        with store_errors(f"{self._location.bucket}/{key}"):
+        with _store_errors(f"{self._location.bucket}/{key}"):
             answer = obstore.get(self._store, key, options=options)
             # Not every server heeds If-Match.
             if _object(file.relative_path, answer.meta) != file or answer.range != (start, end):
-                raise changed(self._location.uri)
+                raise _changed(self._location.uri)
             out.writelines(answer.stream(min_chunk_size=MIB))
         if out.tell() != end:
             raise StoreUnavailable(f"The store ended its answer for '{key}' too early: try again.")
@@ -302,7 +342,7 @@ def _unpack(file: SourceFile, kind: archive.ArchiveKind, location: _Location, ho
     if location.is_local:
         path = Path(location.path)
         if not path.is_file() or _source_file("", path.stat()) != file:
-            raise changed(location.uri)
+            raise _changed(location.uri)
         archive.unpack(path, home / "unpacked", kind, limits)
         return
     packed = home / "packed"
