@@ -1,9 +1,5 @@
 """Packages of tiny encoders, a real server that they are deployed to, and a mock AWS."""
 
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +13,7 @@ from flatshare.release.packaging import PackageRequest, make_package
 from flatshare.release.site import Site, flatshare_site
 from tests.e2e.checkpoints import write_checkpoint
 from tests.e2e.servers import serving
+from tests.release.moto_server import running_moto
 
 Packages = Callable[..., Package]
 
@@ -63,31 +60,8 @@ def site_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mock_aws() -> Iterator[str]:
-    """moto, as a process of its own: S3, SageMaker's control plane, and a runtime with answers of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
-        try:
-            _wait_for(port, process)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline_s = time.monotonic() + 60
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-        except OSError:
-            assert process.poll() is None, "moto stopped"
-            assert time.monotonic() < deadline_s, "moto does not listen"
-            time.sleep(0.05)
-        else:
-            return
+    with running_moto() as url:
+        yield url
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def _show_differences(site: Any, packages: list[Any], wish: Any, *, as_json: boo
         steps += [f"send {format_size(one.send_bytes)}"] if one.send_bytes else []
         was = "" if one.alias_from is None else f" (now {one.alias_from})"
         steps += [f"{LIVE} → {one.alias_to}{was}"] if one.alias_to is not None else []
-        console.print(f"{one.model}@{one.version}: would {escape('; '.join(steps))}", highlight=False)
+        console.print(f"{one.model}@{one.version}: would {escape('; '.join(steps))}", highlight=False, soft_wrap=True)
 
 
 def place_options(command: Any) -> Any:
@@ -162,7 +162,7 @@ def history(model: str, as_json: bool, **options: Any) -> None:
     for event in events:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.at_s))
         why = f": {event.why}" if event.why else ""
-        console.print(escape(f"{when}  {event.who}  {event.what}{why}"), highlight=False)
+        console.print(escape(f"{when}  {event.who}  {event.what}{why}"), highlight=False, soft_wrap=True)
 
 
 @release.command()
@@ -261,7 +261,7 @@ def _show(releases: Any, alias: str, *, as_json: bool) -> None:
 
         print_json(msgspec.to_builtins(releases))
     elif alias in releases.aliases:
-        console.print(f"{releases.model}@{alias} → {_pointing(releases.aliases[alias])}", highlight=False)
+        console.print(f"{releases.model}@{alias} → {_pointing(releases.aliases[alias])}", highlight=False, soft_wrap=True)
 
 
 def _pointing(alias: Any) -> str:

@@ -40,6 +40,7 @@ class Patience:
     max_wait_s: float = 10.0
     deadline_s: float = 180.0
     """No wait begins that would end later than this after the first attempt."""
+    statuses: frozenset[int] = RETRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,17 @@ def call_patiently(call: Callable[[], T], patience: Patience, *, sleep: Callable
         try:
             return call()
         except (ClientError, ConnectionError, HTTPClientError) as error:
-            setback = _setback(error, attempt, time.monotonic() - started_s)
+            setback = _setback(error, patience.statuses, attempt, time.monotonic() - started_s)
             wait_s = next_wait_s(patience, setback, random.random())  # noqa: S311  # jitter, not a secret
             if wait_s is None:
                 raise as_flatshare(error) from error
             sleep(wait_s)
 
 
-def _setback(error: Exception, attempt: int, elapsed_s: float) -> Setback:
+def _setback(error: Exception, statuses: frozenset[int], attempt: int, elapsed_s: float) -> Setback:
     if isinstance(error, ClientError):
         answer = error.response["ResponseMetadata"]
-        return Setback(attempt, elapsed_s, answer["HTTPStatusCode"] in RETRIED, _asked_wait_s(answer.get("HTTPHeaders", {})))
+        return Setback(attempt, elapsed_s, answer["HTTPStatusCode"] in statuses, _asked_wait_s(answer.get("HTTPHeaders", {})))
     return Setback(attempt, elapsed_s, isinstance(error, ConnectionError | ConnectionClosedError | ResponseStreamingError))
 
 

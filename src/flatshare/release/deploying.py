@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import orjson
 
 from flatshare.client.deploy import endpoint_prefix, ensure_endpoint
-from flatshare.client.retrying import Patience, call_patiently
+from flatshare.client.retrying import RETRIED, Patience, call_patiently
 from flatshare.core import naming
 from flatshare.core.errors import BadInput, CallFailed
 from flatshare.core.ids import EndpointName
@@ -18,6 +18,9 @@ from flatshare.policy import release
 from flatshare.release import upload
 from flatshare.release.site import Site, with_slash
 from flatshare.store.shelf import Shelf
+
+# 530 too: somebody who deploys the same at the same time may put a file in its place while the server reads it.
+_PATIENCE = Patience(attempts=20, statuses=RETRIED | {530})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +161,7 @@ def _first_answer_ms(site: Site, package: Package, endpoint: EndpointName, versi
     started_s = time.perf_counter()
     answer = call_patiently(
         lambda: site.runtime.invoke_endpoint(EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=body),
-        Patience(attempts=20),
+        _PATIENCE,
     )
     answer["Body"].read()
     digest = answer["ResponseMetadata"]["HTTPHeaders"].get("x-flatshare-model-digest")

@@ -68,6 +68,14 @@ class Shelf:
         except FileNotFoundError:
             return None
 
+    def size(self, key: str) -> int | None:
+        """In bytes; None if nothing lies there."""
+        try:
+            with self._errors(key):
+                return obstore.head(self._store, self._prefix + key)["size"]
+        except FileNotFoundError:
+            return None
+
     def sizes(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every object whose key begins with `prefix`, a folder."""
         with self._errors(prefix):
