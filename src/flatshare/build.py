@@ -15,6 +15,7 @@ from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings
 from flatshare.core.state import Routes
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2 import OpenInference
 from flatshare.gateway.doors.v2_http import V2HttpDoor
@@ -183,7 +184,8 @@ class _Servers:
         core = OpenInference(house.invoker, names, house.status, house.metrics, house.readiness, house.entry)
         runtime = SageMakerDoor(house.invoker, house.routes, gateway, region=settings.control.region, account=settings.control.account)
         open_inference = V2HttpDoor(core, gateway)
-        door = FrontDoor(runtime, open_inference, control.handle, house.status, house.metrics, house.readiness, house.entry)
+        open_ai = OpenAIDoor(house.invoker, house.routes, house.entry, gateway)
+        door = FrontDoor(runtime, open_inference, open_ai, control.handle, house.status, house.metrics, house.readiness, house.entry)
         self._http = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
         self._rpc = None if gateway.grpc_port is None else _rpc_server(gateway, core)
 

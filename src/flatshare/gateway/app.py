@@ -11,6 +11,8 @@ from structlog.contextvars import bind_contextvars
 
 from flatshare.core.access import Ask
 from flatshare.core.errors import BadInput, FlatshareError
+from flatshare.gateway.doors import openai
+from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2_http import LIVE, READY, V2HttpDoor
 from flatshare.gateway.invoke import request_ids
@@ -47,6 +49,7 @@ class FrontDoor:
         self,
         runtime: SageMakerDoor,
         open_inference: V2HttpDoor,
+        open_ai: OpenAIDoor,
         control: Handler,
         status: FleetStatus,
         metrics: GatewayMetrics,
@@ -55,6 +58,7 @@ class FrontDoor:
     ) -> None:
         self._runtime = runtime
         self._open_inference = open_inference
+        self._open_ai = open_ai
         self._control = control
         self._readiness = readiness
         self._status = status
@@ -89,6 +93,8 @@ class FrontDoor:
             await self._readiness.until_started()
         if request.path == "/v2" or request.path.startswith("/v2/"):
             return await self._open_inference.handle(request)
+        if request.path.startswith(openai.PREFIX):
+            return await self._open_ai.handle(request)
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
             self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))

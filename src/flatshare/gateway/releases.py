@@ -72,6 +72,13 @@ class Versions:
             for key, canary in wanted.items()
         }
 
+    def known(self) -> list[ModelReleases]:
+        """Every model that was deployed."""
+        return list(self._known.values())
+
+    def find(self, model: str) -> ModelReleases | None:
+        return self._known.get(model)
+
     async def answered(
         self, endpoint: EndpointName, target: TargetModel, ask: Callable[[TargetModel], Awaitable[T]], reply_of: Callable[[T], Reply]
     ) -> T:

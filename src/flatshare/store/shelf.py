@@ -72,7 +72,7 @@ class Shelf:
         """In bytes; None if nothing lies there."""
         try:
             with self._errors(key):
-                return obstore.head(self._store, self._prefix + key)["size"]
+                return int(obstore.head(self._store, self._prefix + key)["size"])
         except FileNotFoundError:
             return None
 
