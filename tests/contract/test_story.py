@@ -70,9 +70,9 @@ def test_the_same_packages_give_the_same_numbers_on_both_servers(running: Runnin
 
 def test_the_storys_packages_answer_from_their_own_weights(running: Running, packages: Path) -> None:
     found = _everything(running("flatshare"), packages)
-    vectors = [np.array(found[name]).reshape(3, 8) for name in ("query", "document")]
-    assert all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5) for rows in vectors)
-    assert not np.allclose(vectors[0], vectors[1], atol=0.05)
+    queries, documents = (np.array(found[name]).reshape(3, 8) for name in ("query", "document"))
+    assert all(np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5) for rows in (queries, documents))
+    assert not np.allclose(queries, documents, atol=0.05)
     assert found["scores"][0] != found["scores"][1]
     assert all(len(text.split()) <= 2 for text in found["short"])
     assert "quixotic" in found["refused"]

@@ -1,11 +1,15 @@
 """`flatshare instance`: one instance, on a Unix socket for the fleet driver, or on a port as the container of a SageMaker endpoint."""
 
+import math
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
-from flatshare.cli.options import SIZE, cores
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores
+from flatshare.core.settings import KEEP, InstanceSettings, Listening, WorkerSettings
 
 
 @click.command(short_help="Run one instance: for the fleet, or as a SageMaker container.")
@@ -51,28 +55,12 @@ from flatshare.cli.options import SIZE, cores
 )
 @click.option("--tidy/--no-tidy", "is_tidy", default=True, show_default=True, help="Gradients off, garbage collected, memory given back.")
 @click.option("--spare/--no-spare", "has_spare", default=True, show_default=True, help="Keep a worker process started ahead.")
+@changed_artifacts_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
 @click.option("--name", default="", help="Endpoint and variant that it serves, for logs.")
-def instance(
-    socket_path: str | None,
-    port: int,
-    host: str,
-    model_dir: Path | None,
-    store_dir: Path,
-    memory_bytes: int,
-    disk_bytes: int,
-    workers: int,
-    run_s: float,
-    load_s: float,
-    is_tidy: bool,
-    has_spare: bool,
-    follow_stdin: bool,
-    json_logs: bool,
-    instance_id: str,
-    name: str,
-) -> None:
+def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) -> None:
     """Serve models by the SageMaker multi-model container contract: checkpoints and Triton repositories, loaded by POST /models.
 
     \b
@@ -84,14 +72,53 @@ def instance(
     import structlog
     import uvloop
 
-    from flatshare.core.settings import InstanceSettings, WorkerSettings
-    from flatshare.instance.process import Listening, raise_descriptor_limit, serve_until_stopped
+    from flatshare.instance.process import raise_descriptor_limit, serve_until_stopped
     from flatshare.telemetry import log
 
     log.configure(json=json_logs)
     structlog.contextvars.bind_contextvars(instance=instance_id, serves=name)
     raise_descriptor_limit()
-    settings = InstanceSettings(store_dir=store_dir, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers)
-    own_code = WorkerSettings(most=workers, load_s=load_s, run_s=run_s, private_bytes=memory_bytes, has_spare=has_spare, is_tidy=is_tidy)
-    listening = Listening(socket_path, host, port, follow_stdin=follow_stdin)
-    uvloop.run(serve_until_stopped(settings, own_code, listening, model_dir))
+    chosen = InstanceOptions(**options)
+    uvloop.run(serve_until_stopped(chosen.settings, chosen.own_code, chosen.listening, chosen.model_dir))
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceOptions:
+    """What an operator or the fleet chose, by the names of the options."""
+
+    socket_path: str | None
+    port: int
+    host: str
+    model_dir: Path | None
+    store_dir: Path
+    memory_bytes: int
+    disk_bytes: int
+    workers: int
+    changed_artifacts: str
+    run_s: float
+    load_s: float
+    is_tidy: bool
+    has_spare: bool
+    follow_stdin: bool
+
+    @property
+    def settings(self) -> InstanceSettings:
+        settings = InstanceSettings(
+            store_dir=self.store_dir, memory_bytes=self.memory_bytes, disk_bytes=self.disk_bytes, workers=self.workers
+        )
+        return replace(settings, recheck_s=math.inf) if self.changed_artifacts == KEEP else settings
+
+    @property
+    def own_code(self) -> WorkerSettings:
+        return WorkerSettings(
+            most=self.workers,
+            load_s=self.load_s,
+            run_s=self.run_s,
+            private_bytes=self.memory_bytes,
+            has_spare=self.has_spare,
+            is_tidy=self.is_tidy,
+        )
+
+    @property
+    def listening(self) -> Listening:
+        return Listening(self.socket_path, self.host, self.port, follow_stdin=self.follow_stdin)

@@ -12,9 +12,13 @@ from flatshare.core.errors import FlatshareError
 
 _COMMANDS = {
     "serve": "flatshare.cli.serve",
+    "package": "flatshare.cli.package",
+    "code": "flatshare.cli.package",
     "deploy": "flatshare.cli.deploy",
+    "release": "flatshare.cli.release",
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
+    "keys": "flatshare.cli.keys",
     "top": "flatshare.cli.top",
     "env": "flatshare.cli.serve",
     "bench": "flatshare.cli.bench",

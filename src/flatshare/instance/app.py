@@ -6,6 +6,7 @@ from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
+from structlog.contextvars import bind_contextvars
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
@@ -17,10 +18,10 @@ from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import container, faults
-from flatshare.wire.http import Reply, Request
+from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
-_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
+_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact)?")
 
 
 class InstanceApp:
@@ -47,6 +48,7 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
+        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
@@ -63,13 +65,19 @@ class InstanceApp:
                 raise BadInput(f"{request.method} {request.path} is not part of the container contract")
             return await handler(request)
         key = ModelKey(path["key"])
-        if request.method == "POST" and path["invoke"]:
-            return await self._server.invoke(key, container.parse_source(request), request)
-        if request.method == "GET" and not path["invoke"]:
-            return self._describe(key)
-        if request.method == "DELETE" and not path["invoke"]:
-            await self._cache.unload(key)
-            return Reply(200)
+        match request.method, path["action"]:
+            case "POST", "/invoke":
+                return await self._server.invoke(key, container.parse_source(request), request)
+            case "GET", None:
+                return self._describe(key)
+            case "DELETE", None:
+                await self._cache.unload(key)
+                return Reply(200)
+            case "GET", "/metadata":
+                return await self._server.describe(key, container.parse_source(request))
+            case "GET", "/artifact":
+                await self._cache.require(key, container.parse_source(request))
+                return Reply(200)
         raise BadInput(f"{request.method} {request.path} is not part of the container contract")
 
     async def _ping(self, _: Request) -> Reply:
@@ -105,8 +113,10 @@ class InstanceApp:
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
             "in_flight": self._workbench.in_flight,
+            "waiting": self._workbench.waiting,
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,
+            "eviction_counts": self._journal.evictions,
         }
         return Reply(200, orjson.dumps(status))

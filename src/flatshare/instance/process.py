@@ -5,12 +5,11 @@ import os
 import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, WorkerSettings
+from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, Listening, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.engines import Engines
@@ -31,16 +30,6 @@ log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """Where an instance is reached: the Unix socket if there is one, else the port."""
-
-    socket_path: str | None
-    host: str
-    port: int
-    follow_stdin: bool
 
 
 async def serve_until_stopped(settings: InstanceSettings, own_code: WorkerSettings, at: Listening, model_dir: Path | None) -> None:

@@ -34,13 +34,19 @@ class Server:
                 signature.require(asked.call)
                 run = await self._run(lease.model, asked.call)
                 answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds))
+                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+
+    async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
+        """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
+        async with self._cache.lease(key, source) as lease:
+            return container.render_metadata(lease.model.signature, lease.digest)
 
     async def _run(self, model: LoadedModel | RemoteModel, call: InferCall) -> Run[InferResult]:
         """On an engine thread; a model of another process has no use for one."""
         if isinstance(model, RemoteModel):
             started_s = time.perf_counter()
-            return Run(await model.infer(call), time.perf_counter() - started_s)
+            result = await model.infer(call)
+            return Run(result, time.perf_counter() - started_s, waited_s=0.0)
         stop = threading.Event()
         return await self._workbench.run(partial(model.run, call, stop), stop)
 
@@ -57,8 +63,12 @@ class Server:
             self._body_bytes -= size
 
 
-def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:
-    headers = [(container.MODEL_DIGEST, lease.digest.encode()), (container.MODEL_MS, b"%.3f" % (1e3 * ran_s))]
+def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (container.MODEL_DIGEST, lease.digest.encode()),
+        (container.MODEL_MS, b"%.3f" % (1e3 * ran_s)),
+        (container.QUEUE_MS, b"%.3f" % (1e3 * waited_s)),
+    ]
     if lease.cold_start_s is not None:
         headers.append((container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)))
     return headers

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
+from flatshare.core.signature import Task
 from flatshare.core.spec import ModelManifest, PackageFile, TensorPlace, TensorSpec
 
 SCHEMA = """
@@ -24,6 +25,9 @@ CREATE TABLE IF NOT EXISTS tensors (
     digest TEXT PRIMARY KEY, pack TEXT NOT NULL REFERENCES packs, offset INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
     shape TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tensors_by_pack ON tensors (pack);
+CREATE TABLE IF NOT EXISTS sketches (
+    sketch TEXT PRIMARY KEY, tensor TEXT NOT NULL REFERENCES tensors ON DELETE CASCADE) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sketches_by_tensor ON sketches (tensor);
 CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS models (
     digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
@@ -60,6 +64,15 @@ class CatalogedModel:
     manifest: ModelManifest
     imported_s: float
     used_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SketchedTensor:
+    """A tensor that a sketch led to."""
+
+    digest: TensorDigest
+    place: TensorPlace
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +148,14 @@ class Catalog:
 
     def has_tensor(self, digest: TensorDigest) -> bool:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
+
+    def sketched(self, sketch: Digest) -> SketchedTensor | None:
+        """The tensor that was stored with this sketch (store/recognition.py)."""
+        statement = (
+            "SELECT t.digest, t.pack, t.offset, t.size_bytes FROM sketches s JOIN tensors t ON t.digest = s.tensor WHERE s.sketch = ?"
+        )
+        row = self._one(statement, sketch)
+        return SketchedTensor(TensorDigest(row[0]), TensorPlace(row[1], row[2]), row[3]) if row else None
 
     def touch(self, digest: ModelDigest, now_s: float) -> None:
         """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
@@ -248,8 +269,10 @@ def insert_file_tensors(sql: sqlite3.Connection, rows: Iterable[tuple[str, str, 
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
+    notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
     files = tuple(PackageFile(**file) for file in fields.pop("files", ()))
-    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), files=files, **fields)
+    task = Task(fields.pop("task", Task.EMBEDDING))
+    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, files=files, **fields)
 
 
 def _tensor(fields: dict[str, Any]) -> TensorSpec:

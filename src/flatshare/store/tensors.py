@@ -31,6 +31,7 @@ from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
 from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack
 from flatshare.store.packages import PackageArea, removed
+from flatshare.store.recognition import Recognizer, sketch_of
 
 PAGE = 4096
 _SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
@@ -241,6 +242,8 @@ class StoreWriter:
         self._written: list[tuple[TensorSpec, int]] = []
         self._blobs: list[tuple[Digest, str, int]] = []
         self._has_new_blob = False
+        self._recognizer = Recognizer(store.catalog, store.packs_dir)
+        self._sketches: list[tuple[Digest, TensorDigest]] = []
 
     @property
     def new_bytes(self) -> int:
@@ -249,11 +252,15 @@ class StoreWriter:
 
     def add_tensor(self, name: str, array: NDArray[np.float32]) -> TensorSpec:
         """Store the tensor unless it is known, and return it with its digest: sha256 over shape and little-endian bytes."""
-        data = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
-        digest = _hashed(_shape_text(array.shape), data)
-        tensor = TensorSpec(name, digest, tuple(array.shape), data.nbytes)
-        if digest not in self._digests and not self._store.catalog.has_tensor(digest):
-            self.append(tensor, data)
+        values = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8)
+        sketch = sketch_of(_shape_text(array.shape), values)
+        known = self._recognizer.known(sketch, array.shape, values) if sketch else None
+        digest = known or _hashed(_shape_text(array.shape), values.data)
+        tensor = TensorSpec(name, digest, tuple(array.shape), values.nbytes)
+        if known is None and digest not in self._digests and not self._store.catalog.has_tensor(digest):
+            self.append(tensor, values.data)
+            if sketch:
+                self._sketches.append((sketch, digest))
         return tensor
 
     def append(self, tensor: TensorSpec, data: bytes | memoryview) -> None:
@@ -285,6 +292,7 @@ class StoreWriter:
         with self._store.catalog.transaction() as sql:
             for pack, size, tensors in packs:
                 insert_pack(sql, pack, size, tensors)
+            sql.executemany("INSERT OR IGNORE INTO sketches VALUES (?, ?)", self._sketches)
             sql.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)", self._blobs)
             insert_model(sql, manifest, time.time())
             sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, manifest.digest))
