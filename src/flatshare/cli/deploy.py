@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from flatshare.client.aws import aws_client, sentence_of
 from flatshare.core.naming import DEFAULT_FLEET
 
 _REPLACED_WITHIN_S = 25.0
+_REFUSES_THE_CALL = 400
 
 
 @click.command(short_help="Put models behind an endpoint.")
@@ -158,7 +160,17 @@ class Caller:
             time.sleep(0.5)
 
     def _digest(self) -> str:
-        answer = self._runtime.invoke_endpoint(**self._address, ContentType="application/json", Body=b'{"inputs": "hello"}')
+        try:
+            return self._digest_in_answer_to(b'{"inputs": "hello"}')
+        except ClientError as refusal:
+            if refusal.response.get("OriginalStatusCode") != _REFUSES_THE_CALL:
+                raise
+            with suppress(ClientError):  # a ranker takes no text alone
+                return self._digest_in_answer_to(b'{"query": "hello", "passages": ["hello"]}')
+            raise
+
+    def _digest_in_answer_to(self, body: bytes) -> str:
+        answer = self._runtime.invoke_endpoint(**self._address, ContentType="application/json", Body=body)
         return str(answer["ResponseMetadata"]["HTTPHeaders"]["x-flatshare-model-digest"])
 
 
@@ -166,22 +178,29 @@ class Caller:
 @click.argument("endpoint")
 @click.argument("target")
 @click.argument("texts", nargs=-1)
+@click.option("--passage", "passages", multiple=True, help="For a ranker: the one text is a query, and this a passage. Again for more.")
 @click.option("--body", type=click.File("rb"), help="Send this file as it is, instead of texts ('-' reads stdin).")
 @click.option("--content-type", default="application/json", show_default=True)
 @url_option
 @json_option
-def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, content_type: str, url: str, as_json: bool) -> None:
+def invoke(
+    endpoint: str, target: str, texts: tuple[str, ...], passages: tuple[str, ...], body: Any, content_type: str, url: str, as_json: bool
+) -> None:
     """Send texts to a target model and print what comes back.
 
     \b
     Examples:
       flatshare invoke embeddings acme/query "where is my parcel?"
       flatshare invoke embeddings acme/query --json "where is my parcel?" | jq .embeddings
+      flatshare invoke rankers acme/rank "where is my parcel?" --passage "It is on its way." --passage "We are closed."
       echo hello | flatshare invoke embeddings acme/query --body - --content-type text/plain
     """
     if (body is None) == (not texts):
         raise click.UsageError("give either texts or --body")
-    payload = orjson.dumps({"inputs": list(texts)}) if body is None else body.read()
+    if passages and len(texts) != 1:
+        raise click.UsageError("with --passage, give one text: the query")
+    fields = {"query": texts[0], "passages": list(passages)} if passages else {"inputs": list(texts)}
+    payload = orjson.dumps(fields) if body is None else body.read()
     started = time.perf_counter()
     answer = aws_client("sagemaker-runtime", url).invoke_endpoint(
         EndpointName=endpoint, TargetModel=target, ContentType=content_type, Body=payload
@@ -195,11 +214,10 @@ def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, conten
 
 
 def _show(answer: dict[str, Any], headers: dict[str, str], took_ms: float) -> None:
-    from flatshare.wire.texts import as_vectors
+    from flatshare.cli.answers import lines_of
 
-    for row in as_vectors(answer):
-        numbers = ", ".join(f"{value:+.4f}" for value in row[:6])
-        console.print(f"[{numbers}, … {len(row)} numbers]", markup=False)
+    for line in lines_of(answer):
+        console.print(line, markup=False)
     cold = headers.get("x-flatshare-cold-start-ms")
     state = f"cold start, {float(cold):.1f} ms to load" if cold else "was in memory"
     console.print(f"[dim]{took_ms:.1f} ms; {state}; weights {headers.get('x-flatshare-model-digest', '?')[:12]}[/]")

@@ -18,6 +18,9 @@
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    ├─ ModelFailed              the model's own code raised, or answered what it may not
+    │  ├─ WorkerDied            the process that ran it died: a crash, or it took too long
+    │  └─ Quarantined           it did that too often, and is left alone for a while
     ├─ Overloaded               too many wait already
     ├─ ModelNotReady            still loading when the hold time was over
     ├─ OutOfMemory              does not fit now, and waiting did not help
@@ -26,15 +29,12 @@
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
     ├─ PortInUse
-
-
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
     ├─ BadLayout                a layout, or what it is applied to, does not make a package
     ├─ ReleaseConflict          what was asked of a model's versions contradicts what they are
     ├─ CallFailed               a client's call was answered with an error that has no better name
-    ├─ ModelFailed              the model broke, or its container answered an error of its own
     ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
@@ -132,6 +132,18 @@ class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
 
 
+class ModelFailed(FlatshareError):
+    """The model's own code raised or answered what its config does not admit, or its container answered an error of its own."""
+
+
+class WorkerDied(ModelFailed):
+    """The process that ran the model crashed, was killed or hung; another has taken its place."""
+
+
+class Quarantined(ModelFailed):
+    """The model has brought down its worker several times: it is refused until a time that the sentence says."""
+
+
 class Overloaded(FlatshareError):
     """Too many requests wait already."""
 
@@ -200,10 +212,6 @@ class ReleaseConflict(FlatshareError):
 
 class CallFailed(FlatshareError):
     """A client's call failed at the other end, in its own words."""
-
-
-class ModelFailed(FlatshareError):
-    """The model broke, or its container answered an error of its own."""
 
 
 class TooSlow(FlatshareError):
