@@ -8,6 +8,7 @@ import pytest
 from flatshare.bench.server import RunningServer
 from flatshare.client import Models
 from tests.cli.conftest import Flatshare, Run
+from tests.contract.packages import write_model
 from tests.e2e.checkpoints import TEXT, write_checkpoint
 from tests.e2e.servers import serving
 
@@ -64,3 +65,16 @@ def test_a_folder_that_is_no_checkpoint_is_named(run: Flatshare, tmp_path: Path)
     (tmp_path / "empty").mkdir()
     said = run("import", "hf", "empty", "acme/x")
     assert (said.status, "has no config.json that can be read" in said.said) == (1, True), said.said
+
+
+def test_a_triton_repository_comes_over_and_what_cannot_is_named(run: Flatshare, tmp_path: Path) -> None:
+    (tmp_path / "repository").mkdir()
+    write_model(tmp_path / "double").joinpath("double").rename(tmp_path / "repository/double")
+    (tmp_path / "repository/broken/1").mkdir(parents=True)
+    (tmp_path / "repository/broken/config.pbtxt").write_text("nonsense {")
+    done = run("import", "triton", "repository", "acme", "--json")
+    assert done.status == 1
+    broken, double = done.json
+    assert broken["model"] == "acme/broken"
+    assert "config.pbtxt" in broken["left"]
+    assert (double["model"], double["version"], double["endpoint"]) == ("acme/double", 1, "flatshare-tensors")

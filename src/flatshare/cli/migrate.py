@@ -7,6 +7,7 @@ import click
 from rich.markup import escape
 
 from flatshare.cli.options import console, json_option, print_json, url_option
+from flatshare.core.errors import FlatshareError
 
 
 @click.group(name="import", short_help="Bring models that are served elsewhere.")
@@ -72,17 +73,56 @@ def hf(checkpoint: Path, model: str, prefix: str | None, why: str, url: str, as_
     Example:
       flatshare import hf ./checkpoint acme/intent
     """
+    from flatshare.release.migrating import layout_for
+
+    layout = layout_for(checkpoint)
+    done = _deployed(checkpoint, model, layout, prefix, why, url)
+    if as_json:
+        print_json({"model": done.model, "version": done.version, "endpoint": done.endpoint, "layout": layout})
+    else:
+        console.print(f"{done.model}@{done.version} by layout {layout}, behind {done.endpoint}", soft_wrap=True, highlight=False)
+
+
+@import_models.command()
+@click.argument("repository", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("tenant")
+@click.option("--prefix", help="Folder above the endpoints' own. Default: file://./models/")
+@click.option("--why", default="", help="For the history.")
+@url_option
+@json_option
+def triton(repository: Path, tenant: str, prefix: str | None, why: str, url: str, as_json: bool) -> None:
+    """Package each model of a Triton repository as it is, and deploy it as TENANT/NAME. Those that cannot be served are named.
+
+    An ensemble comes over if its folder holds its steps' folders; of one whose steps lie beside it, put them into one folder first.
+
+    \b
+    Example:
+      flatshare import triton ./model_repository acme
+    """
+    done = []
+    for folder in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        model = f"{tenant}/{folder.name}"
+        try:
+            deployed = _deployed(folder, model, "triton", prefix, why, url)
+            done.append({"model": model, "version": deployed.version, "endpoint": deployed.endpoint, "left": ""})
+        except FlatshareError as error:
+            done.append({"model": model, "left": str(error)})
+    if as_json:
+        print_json(done)
+    for one in [] if as_json else done:
+        said = f"[red]left: {escape(one['left'])}[/]" if one["left"] else f"version {one['version']} behind {one['endpoint']}"
+        console.print(f"  {one['model']}: {said}", soft_wrap=True, highlight=False)
+    if any(one["left"] for one in done):
+        raise SystemExit(1)
+
+
+def _deployed(source: Path, model: str, layout: str, prefix: str | None, why: str, url: str) -> Any:
     import tempfile
 
     from flatshare.release.deploying import Wish, deploy
-    from flatshare.release.migrating import layout_for
     from flatshare.release.packaging import PackageRequest, make_package
     from flatshare.release.site import flatshare_site
 
     with tempfile.TemporaryDirectory(prefix="flatshare-import-") as folder:
-        request = PackageRequest(model, layout_for(checkpoint), {"": checkpoint}, {}, None, "", out=Path(folder) / "made.package")
-        done: Any = deploy(flatshare_site(url, prefix), make_package(request), Wish(why=why or f"imported from {checkpoint.name}"))
-    if as_json:
-        print_json({"model": done.model, "version": done.version, "endpoint": done.endpoint, "layout": request.layout})
-    else:
-        console.print(f"{done.model}@{done.version} by layout {request.layout}, behind {done.endpoint}", soft_wrap=True, highlight=False)
+        request = PackageRequest(model, layout, {"": source}, {}, None, "", out=Path(folder) / "made.package")
+        return deploy(flatshare_site(url, prefix), make_package(request), Wish(why=why or f"imported from {source.name}"))
