@@ -8,7 +8,7 @@ import pytest
 
 from flatshare.core.errors import BadPackage
 from flatshare.package.assembly import PlannedFile, PlannedPart
-from flatshare.package.build import Form, Origin, Package, build_package, read_package, verify_package
+from flatshare.package.build import Form, Origin, Package, Tried, build_package, read_package, verify_package
 
 ORIGIN = Origin("acme/intent", "classification", "mine", "0" * 64, {"v": "1"}, {"inputs": "x"}, None)
 FORMS = list(Form)
@@ -21,7 +21,7 @@ def _parts(tmp_path: Path, text: str = "weights") -> tuple[PlannedPart, ...]:
 
 
 def _build(tmp_path: Path, out: str, form: Form, text: str = "weights") -> Package:
-    return build_package(_parts(tmp_path, text), ORIGIN, tmp_path / out, form, lambda _: {"": "d" * 64})
+    return build_package(_parts(tmp_path, text), ORIGIN, tmp_path / out, form, lambda _: {"": Tried("d" * 64, {"inputs": "x"})})
 
 
 def _bytes(folder: Path) -> dict[str, bytes]:
@@ -69,7 +69,7 @@ def test_a_package_is_read_back_and_an_altered_one_is_noticed(tmp_path: Path, fo
 def test_what_does_not_pass_is_not_published_and_the_old_package_stays(tmp_path: Path) -> None:
     before = _bytes(_build(tmp_path, "one", Form.FOLDER).folder)
 
-    def refuse(_: Package) -> dict[str, str]:
+    def refuse(_: Package) -> dict[str, Tried]:
         raise BadPackage("it does not answer")
 
     with pytest.raises(BadPackage, match="it does not answer"):

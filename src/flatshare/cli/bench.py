@@ -183,6 +183,32 @@ def packages(json_file: Path | None, work: Path | None, venv: Path, quick: bool)
     console.print(_table(results, TARGETS, "flatshare bench packages", at_least=TARGETS.keys() - AT_MOST))
 
 
+@bench.command(name="deploy")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A few packages and switches: to try it out, not to quote.")
+def bench_deploy(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """Packaging and deploying models of 90 MB, switching versions under load, and what the API layer adds to boto3.
+
+    Takes two minutes; needs the weights that `make demo` installs, and 3 GB of disk.
+
+    \b
+    Example:
+      flatshare bench deploy --json deploy.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.deploy import QUICK, TARGETS, Scale, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 3_000_000_000)
+        results = run(folder, QUICK if quick else Scale(), begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench deploy"))
+
+
 def _require_disk(folder: Path, needed_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:

@@ -124,6 +124,8 @@ class Invoker:
         if call is None or answer is None:
             return
         is_success = answer.reply.status < 300
+        if is_success:
+            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0))
         if answer.reply.status != 404:  # callers invent names
             ran_s = phases.get("model", 0.0)
             self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)

@@ -89,6 +89,12 @@ class PackageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     code: CodeUsed | None = None
     answered_as: dict[str, str] = {}
     """By part, the digest of the model that answered the sample when the package was made."""
+    samples: dict[str, dict[str, object]] = {}
+    """By part, what it was asked, where the layout left that to the model's signature."""
+
+    def sample_of(self, part: str) -> dict[str, object]:
+        """The request that this part must answer; empty if its signature is to say."""
+        return self.samples.get(part, self.sample)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,15 @@ class Package:
         return self.folder / part.artifact
 
 
-Validate = Callable[[Package], Mapping[str, str]]
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One part's answer: the digest of its model, and what it was asked."""
+
+    digest: str
+    sample: dict[str, object]
+
+
+Validate = Callable[[Package], Mapping[str, Tried]]
 
 
 def build_package(parts: tuple[PlannedPart, ...], origin: Origin, out: Path, form: Form, validate: Validate) -> Package:
@@ -136,8 +150,9 @@ def build_package(parts: tuple[PlannedPart, ...], origin: Origin, out: Path, for
             tool=f"flatshare {__version__}",
             code=origin.code,
         )
-        answered = validate(Package(fresh, record))
-        record = msgspec.structs.replace(record, answered_as=dict(answered))
+        tried = validate(Package(fresh, record))
+        asked = {} if record.sample else {part: one.sample for part, one in tried.items()}
+        record = msgspec.structs.replace(record, answered_as={part: one.digest for part, one in tried.items()}, samples=asked)
         (fresh / RECORD).write_bytes(orjson.dumps(msgspec.to_builtins(record), option=orjson.OPT_INDENT_2) + b"\n")
         _put_in_place(fresh, out)
     return Package(out, record)

@@ -71,7 +71,8 @@ class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Annotated[str, Meta(min_length=1, max_length=63)]
     """What the model is for; its endpoint follows from it."""
     parts: Annotated[tuple[Part, ...], Meta(min_length=1)]
-    sample: Sample
+    sample: Sample | None = None
+    """None: one is made of zeros by the model's own signature."""
     description: str = ""
     variables: dict[_Word, Variable] = {}
     checks: tuple[Check, ...] = ()

@@ -157,7 +157,7 @@ def _blank(model: str, kind: str, endpoint: EndpointName) -> ModelReleases:
 
 def _first_answer_ms(site: Site, package: Package, endpoint: EndpointName, version: Version, part: str) -> float:
     """Call until the artifact answers its sample, with the weights that answered when the package was made."""
-    body, target = orjson.dumps(package.record.sample), version.targets[part]
+    body, target = orjson.dumps(package.record.sample_of(part)), version.targets[part]
     started_s = time.perf_counter()
     answer = call_patiently(
         lambda: site.runtime.invoke_endpoint(EndpointName=endpoint, TargetModel=target, ContentType="application/json", Body=body),

@@ -38,7 +38,7 @@ def make_package(request: PackageRequest) -> Package:
     code = _code(layout, request)
     parts = assemble(layout, Ingredients(request.sources, values, code.files if code else None))
     used = CodeUsed(code.version.name, code.version.version, code.version.sha256) if code else None
-    origin = Origin(model, layout.kind, layout.layout, layout.digest, values, layout.sample.body, used)
+    origin = Origin(model, layout.kind, layout.layout, layout.digest, values, layout.sample.body if layout.sample else {}, used)
     return build_package(parts, origin, request.out or Path(f"{tenant}-{name}.package"), Form(request.form), try_package)
 
 
