@@ -12,6 +12,7 @@ from flatshare.core.call import ModelSource
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import UnknownTarget
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, ModelKey, TensorDigest, model_key
+from flatshare.core.settings import CacheSettings, SharingSettings
 from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
 from flatshare.instance import books as books_module
 from flatshare.instance.backends.fake import FakeBackend
@@ -20,6 +21,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.telemetry.journal import Entry, Journal
 
 BASE = 5_000
+LRU = SharingSettings(CacheSettings(order="lru"))
 SESSION = 10_000  # FakeBackend's SHARED_BYTES
 OWN = 1_000
 
@@ -48,6 +50,7 @@ class FakeFinder:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     searches: int = 0
     in_use: frozenset[ModelDigest] = frozenset()
+    footprints: dict[ModelDigest, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -64,7 +67,11 @@ class FakeFinder:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
-        return replace(self.models[name])
+        stored = self.models[name]
+        return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        self.footprints[digest] = own_bytes
 
 
 @dataclass
@@ -100,12 +107,17 @@ class Flat:
 
 @asynccontextmanager
 async def running_flat(
-    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, threads: Executor | None = None
+    memory_bytes: int,
+    *,
+    anonymous_share: float = 0.5,
+    patience_s: float = 5.0,
+    threads: Executor | None = None,
+    sharing: SharingSettings = LRU,
 ) -> AsyncIterator[Flat]:
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
     with threads or ThreadPoolExecutor(2) as loaders:
-        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=10.0)
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=10.0, sharing=sharing)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()

@@ -10,6 +10,8 @@
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
     ├─ Overloaded               too many wait already
+    │  ├─ OverQuota             too many of this tenant wait already
+    │  └─ TooLate               the answer would come after its deadline
     ├─ ModelNotReady            still loading when the hold time was over
     ├─ OutOfMemory              does not fit now, and waiting did not help
     │  └─ NeverFits             would not fit an empty instance
@@ -82,6 +84,14 @@ class Overloaded(FlatshareError):
     """Too many requests wait already."""
 
     can_retry = True
+
+
+class OverQuota(Overloaded):
+    """The tenant has as many requests or loads waiting as it may."""
+
+
+class TooLate(Overloaded):
+    """The answer would come, or has come, after the deadline that the caller set."""
 
 
 class ModelNotReady(FlatshareError):

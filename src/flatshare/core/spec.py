@@ -63,3 +63,5 @@ class StoredModel:
     graph_path: str
     tokenizer_path: str
     packs_dir: str
+    measured_own_bytes: int | None = None
+    """Private memory that a load of it was seen to take on this machine; None if it never was alone."""

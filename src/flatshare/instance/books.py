@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.instance.backends.base import Footprint
-from flatshare.policy.admit import MemoryView, Need
+from flatshare.policy.admit import MemoryView, Rules
 from flatshare.policy.evict import Holders, Name, Resident
 
 
@@ -78,18 +78,22 @@ class Books:
         """Whether the model has a reservation."""
         return key in self._reserved
 
+    def has_only_known_shares(self, key: ModelKey) -> bool:
+        """Whether everything that the model shares was there before it."""
+        return all(self._sharers[name] > 1 for name in self._reserved[key].footprint.shared)
+
     def reservation(self, key: ModelKey) -> Reservation:
         return self._reserved[key]
 
     def set_memory(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
 
-    @staticmethod
-    def need(reservation: Reservation) -> Need:
-        """What a model takes; the policy subtracts what is there already."""
-        return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors)
+    @property
+    def room_bytes(self) -> int:
+        """What models may take of the memory."""
+        return max(0, self._memory_bytes - self._base_anonymous)
 
-    def view(self, residents: tuple[Resident, ...]) -> MemoryView:
+    def view(self, residents: tuple[Resident, ...], rules: Rules) -> MemoryView:
         """For the admission policy. What the kernel measures counts if it is more than what was booked."""
         balance = self.balance()
         return MemoryView(
@@ -100,6 +104,7 @@ class Books:
             mapped=self._mapped_bytes,
             residents=residents,
             holders=Holders(MappingProxyType(self._holders), MappingProxyType(self._sharers)),
+            rules=rules,
         )
 
     @property

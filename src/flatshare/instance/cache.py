@@ -8,28 +8,39 @@ cannot be evicted; a request for a model that is being loaded joins the one load
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import AlreadyLoaded, BadPackage, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
-from flatshare.core.ids import ModelDigest, ModelKey
+from flatshare.core.errors import (
+    AlreadyLoaded,
+    BadPackage,
+    FlatshareError,
+    NotResident,
+    OutOfMemory,
+    Overloaded,
+    OverQuota,
+    StoreUnavailable,
+)
+from flatshare.core.ids import ModelDigest, ModelKey, Tenant
+from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
-from flatshare.instance.books import Balance, Books, Reservation
+from flatshare.instance.backends.base import Backend, LoadedModel
+from flatshare.instance.books import Balance, Books, Reservation, anonymous_bytes
+from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder
-from flatshare.policy import admit
-from flatshare.policy.admit import Verdict
-from flatshare.policy.evict import Resident
+from flatshare.instance.room import Held, Room
+from flatshare.instance.turnstile import Turnstile
+from flatshare.policy import footprint
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("cache")
 _RECHECK_FAILED_S = 300.0
-_NOTHING = Reservation(Footprint(0, {}), {})
+PLAIN_SHARING = SharingSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,8 @@ class _Entry:
     checked_s: float
     """When the artifact was last looked at."""
     leases: int = 0
+    loaded_s: float = 0.0
+    is_scratch: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +103,7 @@ class ModelCache:
         *,
         patience_s: float,
         recheck_s: float,
+        sharing: SharingSettings = PLAIN_SHARING,
     ) -> None:
         self._backend = backend
         self._finder = finder
@@ -102,8 +116,11 @@ class ModelCache:
         self._entries: dict[ModelKey, _Entry] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
-        self._admission = asyncio.Lock()  # one plan at a time, first come first served
-        self._changed = asyncio.Event()
+        self._sharing = sharing
+        self._turns = Turnstile(sharing.queue.parallel_loads)
+        self.demand = DemandBook(clock)
+        self._room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
+        self._activity = 0  # counts leases of loaded models: memory is only measured while nothing ran
 
     @asynccontextmanager
     async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
@@ -118,7 +135,9 @@ class ModelCache:
         elif self._recheck_task is None and _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
+        self.demand.visit(key, entry.source)
         entry.leases += 1
+        self._activity += not is_cold
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
@@ -126,7 +145,7 @@ class ModelCache:
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()
-            self._changed.set()
+            self._room.changed.set()
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""
@@ -141,9 +160,9 @@ class ModelCache:
         if entry is None:
             raise NotResident(f"model {key} is not loaded")
         while entry.leases > 0 or not entry.ready.done():
-            await self._wait_for_change()
+            await self._room.change()
         if self._entries.get(key) is entry and _is_loaded(entry):
-            await self._remove(key, "unload", "asked for")
+            await self.remove(key, "unload", "asked for")
 
     async def set_memory(self, memory_bytes: int) -> None:
         """Change the budget; what no longer fits leaves as soon as it is idle.
@@ -153,7 +172,7 @@ class ModelCache:
         before = self._books.balance().memory_limit
         self._books.set_memory(memory_bytes)
         try:
-            await self._make_room(_NOTHING, "the memory budget shrank")
+            await self._room.fit("the memory budget shrank")
         except OutOfMemory:
             self._books.set_memory(before)
             raise
@@ -183,11 +202,21 @@ class ModelCache:
     # Loading.
 
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+        """Raises Overloaded or OverQuota if too many load already."""
+        self._require_place(self._room.tenant(source))
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
         entry = self._entries[key] = _Entry(source, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
+
+    def _require_place(self, tenant: Tenant) -> None:
+        queue = self._sharing.queue
+        loading = [self._room.tenant(entry.source) for entry in self._entries.values() if not entry.ready.done()]
+        if len(loading) >= queue.max_waiting_loads:
+            raise Overloaded(f"{len(loading)} models are being loaded already: call again later, or add instances")
+        if loading.count(tenant) >= queue.max_waiting_loads_per_tenant:
+            raise OverQuota(f"{loading.count(tenant)} models of tenant {tenant} are being loaded already, its limit: call again later")
 
     def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
         """A load that failed leaves no trace but its reason."""
@@ -196,24 +225,47 @@ class ModelCache:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
-        self._changed.set()
+        self._room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
-        reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_tensors)
+        reservation = self._reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
-        reason = await self._make_room(reservation, f"room for {source.uri}", key)
-        model = await self._load_reserved(key, stored)
-        self._note("load", source.uri, reason, started_s)
+        while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
+            await self._room.change(1.0)
+        return loaded
+
+    async def _in_turn(
+        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, started_s: float
+    ) -> _Loaded | None:
+        """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
+        tenant = self._room.tenant(source)
+        async with self._turns.turn(tenant, self._sharing.tenant(tenant).weight):
+            if self._clock.monotonic_s() - started_s > self._patience_s:
+                raise OutOfMemory(f"no room after {self._patience_s:.0f} s: the other models of tenant {tenant} are in use; call again")
+            entrance = await self._room.reserve(key, source, reservation)
+            if entrance is None:
+                return None
+            model = await self._load_reserved(key, stored)
+        now_s = self._clock.monotonic_s()
+        if (entry := self._entries.get(key)) is not None:
+            entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
+        self.demand.loaded(key, now_s - started_s)
+        self._note("load", source.uri, entrance.reason, started_s)
         manifest = stored.manifest
-        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], self._clock.monotonic_s() - started_s)
+        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
+
+    def _reservation(self, stored: StoredModel) -> Reservation:
+        predicted = self._backend.footprint(stored)
+        own_bytes = footprint.own_bytes(predicted.own_bytes, stored.measured_own_bytes)
+        return Reservation(replace(predicted, own_bytes=own_bytes), stored.manifest.distinct_tensors)
 
     async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
         """The reservation goes with the load if it fails."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
+            return await self._measured(key, stored)
         except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
             self._books.release(key)
             raise StoreUnavailable(f"the model left this machine's disk while it was loaded ({error.filename}): call again") from error
@@ -225,6 +277,21 @@ class ModelCache:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise BadPackage(f"loading the model ended in a panic: {error}") from error
+
+    async def _measured(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
+        """Load, and if nothing else happened meanwhile, remember what the model took: the next reservation is better for it."""
+        before, activity = anonymous_bytes(), self._activity
+        is_alone = self._books.has_only_known_shares(key) and self._is_quiet(key)
+        model = await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
+        took_bytes = anonymous_bytes() - before
+        if is_alone and activity == self._activity and self._is_quiet(key) and took_bytes > (stored.measured_own_bytes or -1):
+            self._finder.remember_footprint(stored.manifest.digest, max(0, took_bytes))
+        return model
+
+    def _is_quiet(self, but: ModelKey) -> bool:
+        """Nobody runs, loads or leaves, except for this one."""
+        others = (entry for key, entry in self._entries.items() if key != but)
+        return not self._departing and not any(entry.leases or not entry.ready.done() for entry in others)
 
     # Keeping up with artifacts.
 
@@ -249,42 +316,30 @@ class ModelCache:
         if not done.cancelled() and done.exception() is not None:
             log.error("recheck_failed", exc_info=done.exception())
 
-    # Making room.
+    # What the room asks (instance/room.py).
 
-    async def _make_room(self, reservation: Reservation, purpose: str, key: ModelKey | None = None) -> str:
-        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it.
+    def held(self) -> Iterator[Held]:
+        for key, entry in self._entries.items():
+            if _is_loaded(entry):
+                yield Held(key, entry.source, entry.used_s, entry.loaded_s, entry.leases, entry.is_scratch)
 
-        With a key, the reservation is entered in the same moment. Raises NeverFits or OutOfMemory.
-        """
-        lack, has_shrunk = "other loads were first in line", False
-        try:
-            async with asyncio.timeout(self._patience_s), self._admission:
-                while True:
-                    self._changed.clear()
-                    admission = admit.decide(self._books.view(self._residents()), self._books.need(reservation))
-                    if admission.verdict is Verdict.ADMIT:
-                        if key is not None:
-                            self._books.reserve(key, reservation)
-                        return admission.reason
-                    lack = admission.reason
-                    if admission.verdict is Verdict.NEVER_FITS:
-                        raise NeverFits(admission.reason)
-                    if not has_shrunk and self._books.is_overdrawn:  # perhaps only by what the heap keeps: look before models pay for it
-                        has_shrunk = True
-                        await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
-                        continue
-                    for victim in filter(self._is_idle, admission.victims):
-                        await self._remove(victim, "evict", f"{purpose}: {admission.reason}")
-                        has_shrunk = False
-                    if admission.verdict is Verdict.WAIT:
-                        if not self._can_change:
-                            raise OutOfMemory(f"no room, although nothing is in use: {lack}; call again, or raise --memory")
-                        await self._changed.wait()
-        except TimeoutError as error:
-            raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
+    def is_idle(self, key: ModelKey) -> bool:
+        entry = self._entries.get(key)
+        return entry is not None and _is_loaded(entry) and entry.leases == 0
 
-    async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
+    async def remove(self, key: ModelKey, kind: str, reason: str) -> None:
         await asyncio.shield(self._begin_removal(key, kind, reason))
+
+    @property
+    def can_change(self) -> bool:
+        held = (entry for key, entry in self._entries.items() if key in self._books)
+        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
+
+    async def shrink(self) -> None:
+        """Have the engines give back what they and the heap keep."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
+
+    # Leaving.
 
     def _begin_removal(self, key: ModelKey, kind: str, reason: str) -> asyncio.Task[None]:
         """Out of the table at once, out of the books when the memory is given back."""
@@ -297,43 +352,22 @@ class ModelCache:
     async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
-            await self._wait_for_change()
+            await self._room.change()
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
+        if kind == "evict":
+            self.demand.evicted(key)
         self._note(kind, entry.source.uri, reason, started_s)
-        self._changed.set()
-
-    @property
-    def _can_change(self) -> bool:
-        """Something is lent out, on its way in or on its way out: a wait for room may end."""
-        held = (entry for key, entry in self._entries.items() if key in self._books)
-        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
+        self._room.changed.set()
 
     def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()
         if is_last:
             self._backend.shrink()
 
-    def _residents(self) -> tuple[Resident, ...]:
-        return tuple(self._resident(key, entry) for key, entry in self._entries.items() if _is_loaded(entry))
-
-    def _resident(self, key: ModelKey, entry: _Entry) -> Resident:
-        reservation = self._books.reservation(key)
-        footprint = reservation.footprint
-        return Resident(key, entry.used_s, entry.leases, footprint.own_bytes, reservation.tensors, footprint.shared)
-
-    def _is_idle(self, key: ModelKey) -> bool:
-        """Still here and not lent out: what was idle when the plan was made may have found a rider since."""
-        entry = self._entries.get(key)
-        return entry is not None and _is_loaded(entry) and entry.leases == 0
-
     def _digests_in_use(self) -> frozenset[ModelDigest]:
         return frozenset(entry.ready.result().digest for entry in self._entries.values() if _is_loaded(entry))
-
-    async def _wait_for_change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
 
     def _note(self, kind: str, uri: str, reason: str, started_s: float) -> None:
         took_ms = 1e3 * (self._clock.monotonic_s() - started_s)

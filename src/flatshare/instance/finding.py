@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -10,9 +11,10 @@ from typing import Protocol
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadPackage, StoreUnavailable
-from flatshare.core.ids import ArtifactUri, ModelDigest
+from flatshare.core.ids import NOBODY, ArtifactUri, ModelDigest, Tenant
 from flatshare.core.spec import StoredModel
 from flatshare.instance.importing import die_with_parent, import_artifact
+from flatshare.instance.turnstile import Turnstile
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 
@@ -23,12 +25,19 @@ class Finder(Protocol):
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
 
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        """Private memory that a load of the model was seen to take: `find` tells it from now on. Returns at once."""
+
 
 class ModelFinder:
     """Looks an artifact up, and has it imported by a process of its own, which retires when there is nothing to import."""
 
-    def __init__(self, store: TensorStore, threads: Executor, disk_bytes: int) -> None:
+    def __init__(
+        self, store: TensorStore, threads: Executor, disk_bytes: int, tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY
+    ) -> None:
         self._store = store
+        self._tenant_of = tenant_of
+        self._turns = Turnstile(1)  # the import process does one at a time; whose is next is decided here
         self._threads = threads
         self._disk_bytes = disk_bytes
         self._pool: ProcessPoolExecutor | None = None
@@ -44,6 +53,10 @@ class ModelFinder:
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return stored
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        """Returns at once; written by one of the threads."""
+        self._threads.submit(self._store.catalog.remember_footprint, digest, own_bytes)
 
     def close(self) -> None:
         if self._retirement is not None:
@@ -68,10 +81,18 @@ class ModelFinder:
         return None
 
     async def _import(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
+        self._imports += 1
+        try:
+            async with self._turns.turn(self._tenant_of(source)):
+                await self._import_in_turn(source, in_use)
+        finally:
+            self._imports -= 1
+            self._retire_later()
+
+    async def _import_in_turn(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_parent)
         pool = self._pool
-        self._imports += 1
         try:
             job = (self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use)
             await asyncio.get_running_loop().run_in_executor(pool, import_artifact, *job)
@@ -81,9 +102,6 @@ class ModelFinder:
             raise StoreUnavailable(
                 f"the process that imported {source.uri} died (out of memory, or killed): call again to try once more"
             ) from error
-        finally:
-            self._imports -= 1
-            self._retire_later()
 
     def _retire_later(self) -> None:
         if self._retirement is not None:

@@ -74,8 +74,9 @@ class TensorStore:
         if len(places) != len(manifest.distinct_tensors):  # it was collected between the two reads
             return None
         return StoredModel(
-            manifest, places, str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer)), str(self.packs_dir)
-        )
+            manifest, places, str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer)), str(self.packs_dir),
+            self.catalog.measured_own_bytes(digest),
+        )  # fmt: skip
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs_dir / digest
@@ -120,6 +121,7 @@ class TensorStore:
                 models = sql.execute("DELETE FROM models WHERE digest NOT IN (SELECT model FROM artifacts)").rowcount
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
+                sql.execute("DELETE FROM footprints WHERE model NOT IN (SELECT digest FROM models)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
             self._remove_strays()  # first, so that there is room on a full disk for what is written anew

@@ -1,0 +1,23 @@
+"""Whose model is it? The first part of the target model's path, unless a pattern says otherwise."""
+
+import re
+from fnmatch import fnmatchcase
+
+from flatshare.core.call import ModelSource
+from flatshare.core.ids import NOBODY, Tenant
+
+
+def target_of(source: ModelSource) -> str:
+    """The target model: what remains of the address below the prefix, or its last part if the whole address is the prefix."""
+    root = source.root.rstrip("/")
+    below = source.uri.removeprefix(root).strip("/")
+    return below or root.rsplit("/", 1)[-1]
+
+
+def tenant_of(target: str, pattern: re.Pattern[str]) -> Tenant:
+    found = pattern.match(target)
+    return Tenant(found[1]) if found and found[1] else NOBODY
+
+
+def is_pinned(target: str, pins: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(target, pin) for pin in pins)
