@@ -12,6 +12,7 @@ from flatshare.control.plane import Control
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
@@ -34,7 +35,16 @@ class ServerSettings:
 
 
 def settings_for(
-    data_dir: Path, *, host: str, port: int, memory_bytes: int, disk_bytes: int, workers: int, has_json_logs: bool, region: str
+    data_dir: Path,
+    *,
+    host: str,
+    port: int,
+    memory_bytes: int,
+    disk_bytes: int,
+    workers: int,
+    has_json_logs: bool,
+    region: str,
+    settings_path: Path | None = None,
 ) -> ServerSettings:
     """Everything below one folder: the database, the tensor store, the instances' logs."""
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -48,6 +58,7 @@ def settings_for(
             has_json_logs=has_json_logs,
             store_dir=data_dir / "store",
             log_dir=data_dir / "log",
+            settings_path=settings_path,
         ),
     )
 
@@ -66,7 +77,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> No
     metrics = GatewayMetrics()
     control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=routes.replace)
     invoker = Invoker(settings.gateway, routes, metrics, region=settings.control.region, account=settings.control.account)
-    door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics)
+    door = FrontDoor(invoker, control.handle, FleetStatus(routes), metrics, ModelExplainer(routes))
     gateway = settings.gateway
     server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
     stop_on_signals(server.stop)

@@ -12,6 +12,7 @@ from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.status import FleetStatus
@@ -47,7 +48,7 @@ async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySetting
         async def control(_: Request) -> Reply:
             return Reply(200, b"control")
 
-        yield FrontDoor(invoker, control, FleetStatus(routes), metrics)
+        yield FrontDoor(invoker, control, FleetStatus(routes), metrics, ModelExplainer(routes))
         routes.close()
 
 

@@ -70,6 +70,9 @@ class FakeFinder:
         stored = self.models[name]
         return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
 
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        return self.models.get(source.uri.rsplit("/", 1)[1])
+
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         self.footprints[digest] = own_bytes
 
@@ -128,7 +131,7 @@ async def running_flat(
 @pytest.fixture(autouse=True)
 def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is booked counts: these tests run in a process that holds torch."""
-    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache"}:
+    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache", "test_sharing", "test_watch"}:
         monkeypatch.setattr(books_module, "anonymous_bytes", lambda: 0)
 
 

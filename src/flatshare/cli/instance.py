@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from flatshare.cli.options import SIZE, cores
+from flatshare.cli.options import SIZE, cores, settings_option
+from flatshare.core.settings import SharingSettings
 
 
 @click.command(short_help="Run one instance (the fleet starts these).")
@@ -13,6 +14,7 @@ from flatshare.cli.options import SIZE, cores
 @click.option("--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="Memory budget: private and mapped together.")
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="Disk budget of the tensor store.")
 @click.option("--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads.")
+@settings_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
@@ -23,6 +25,7 @@ def instance(
     memory_bytes: int,
     disk_bytes: int,
     workers: int,
+    sharing: tuple[Path, SharingSettings] | None,
     follow_stdin: bool,
     json_logs: bool,
     instance_id: str,
@@ -45,5 +48,7 @@ def instance(
     log.configure(json=json_logs)
     structlog.contextvars.bind_contextvars(instance=instance_id, serves=name)
     raise_descriptor_limit()
-    settings = InstanceSettings(store_dir=store_dir, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers)
+    settings = InstanceSettings(
+        store_dir, memory_bytes, disk_bytes=disk_bytes, workers=workers, sharing=sharing[1] if sharing else SharingSettings(), name=name
+    )
     uvloop.run(serve_until_stopped(settings, socket_path, follow_stdin=follow_stdin))

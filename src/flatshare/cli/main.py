@@ -16,6 +16,7 @@ _COMMANDS = {
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
     "top": "flatshare.cli.top",
+    "explain": "flatshare.cli.explain",
     "env": "flatshare.cli.serve",
     "bench": "flatshare.cli.bench",
     "instance": "flatshare.cli.instance",

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
+from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, settings_option, url_option
 from flatshare.client.aws import environment
+from flatshare.core.settings import SharingSettings
 from flatshare.core.sizes import format_size
 
 
@@ -31,6 +32,7 @@ from flatshare.core.sizes import format_size
 @click.option(
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
+@settings_option
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
@@ -43,6 +45,7 @@ def serve(
     memory_bytes: int,
     disk_bytes: int,
     workers: int,
+    sharing: tuple[Path, SharingSettings] | None,
     region: str,
     insecure: bool,
     json_logs: bool,
@@ -57,6 +60,7 @@ def serve(
     Examples:
       flatshare serve                                  everything below ./data, 2 GiB, port 8080
       flatshare serve --memory 8GiB --port 9000
+      flatshare serve --settings flatshare.toml        pins, shares of tenants, deadlines: docs/operations.md
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
     if not insecure:
@@ -67,7 +71,10 @@ def serve(
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
     share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
-    settings = build.settings_for(data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region)
+    path = sharing[0] if sharing else None
+    settings = build.settings_for(
+        data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region, settings_path=path
+    )
     with _port_in_use_explained(host, port):
         build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 
 from flatshare.core.errors import BadInput, FlatshareError
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.status import FleetStatus
 from flatshare.telemetry.log import get_logger
@@ -19,11 +20,12 @@ _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 class FrontDoor:
     """Decides by path and target header who answers. `control` is the control plane's handler."""
 
-    def __init__(self, invoker: Invoker, control: Handler, status: FleetStatus, metrics: GatewayMetrics) -> None:
+    def __init__(self, invoker: Invoker, control: Handler, status: FleetStatus, metrics: GatewayMetrics, explainer: ModelExplainer) -> None:
         self._invoker = invoker
         self._control = control
         self._status = status
         self._metrics = metrics
+        self._explainer = explainer
         self._fixed: dict[str, Callable[[], Awaitable[Reply]]] = {
             "/ping": self._ping,
             "/metrics": self._render_metrics,
@@ -50,6 +52,8 @@ class FrontDoor:
             return await self._invoker.invoke(invocation)
         if request.method == "POST" and request.path == "/":
             return await self._control(request)
+        if request.method == "GET" and request.path == "/flatshare/explain":
+            return await self._explainer.explain(request)
         if request.method == "GET" and request.path in self._fixed:
             return await self._fixed[request.path]()
         return _not_served(request)

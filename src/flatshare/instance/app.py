@@ -11,6 +11,7 @@ from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ModelKey
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
@@ -19,18 +20,22 @@ from flatshare.wire import container, faults
 from flatshare.wire.http import Reply, Request
 
 log = get_logger("instance")
+_EXPLAIN = re.compile(r"/flatshare/explain/(?P<key>[0-9A-Za-z._-]+)")
 _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
 
 
 class InstanceApp:
     """Routes a request; `handle` is the whole of it."""
 
-    def __init__(self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend) -> None:
+    def __init__(
+        self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend, explainer: Explainer
+    ) -> None:
         self._server = server
         self._cache = cache
         self._workbench = workbench
         self._journal = journal
         self._backend = backend
+        self._explainer = explainer
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
             ("GET", "/models"): self._list,
@@ -50,6 +55,8 @@ class InstanceApp:
             return container.error_reply(500, "InternalFailure", f"the model failed: {type(error).__name__}: {error}")
 
     async def _route(self, request: Request) -> Reply:
+        if request.method == "GET" and (asked := _EXPLAIN.fullmatch(request.path)):
+            return await self._explain(ModelKey(asked["key"]), request)
         path = _PATH.fullmatch(request.path)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
@@ -84,6 +91,12 @@ class InstanceApp:
             raise NotResident(f"model {key} is not loaded")
         return Reply(200, orjson.dumps(container.render_model(key, source.uri)))
 
+    async def _explain(self, key: ModelKey, request: Request) -> Reply:
+        source = container.parse_source(request) or self._cache.source_of(key)
+        if source is None:
+            raise NotResident(f"model {key} is not loaded: send its address in {container.SOURCE_URI}")
+        return Reply(200, orjson.dumps(await self._explainer.explain(key, source)))
+
     async def _set_memory(self, request: Request) -> Reply:
         await self._cache.set_memory(container.parse_memory(request.body))
         return Reply(200, orjson.dumps(asdict(self._cache.balance())))
@@ -93,6 +106,9 @@ class InstanceApp:
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
             "in_flight": self._workbench.in_flight,
+            "waiting": self._workbench.waiting(),
+            "merged": self._workbench.merged,
+            "thrash": asdict(self._cache.demand.thrash) | {"lacks_memory": self._cache.demand.lacks_memory},
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,

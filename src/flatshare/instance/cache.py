@@ -51,6 +51,7 @@ class Lease:
     digest: ModelDigest
     cold_start_s: float | None
     """How long this request waited for the load; None if the model was there."""
+    tenant: Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class _Entry:
     """The cache's own record of a model that is loading or resident."""
 
     source: ModelSource
+    tenant: Tenant
     ready: asyncio.Task["_Loaded"]
     began_s: float
     used_s: float
@@ -119,7 +121,7 @@ class ModelCache:
         self._sharing = sharing
         self._turns = Turnstile(sharing.queue.parallel_loads)
         self.demand = DemandBook(clock)
-        self._room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
+        self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
         self._activity = 0  # counts leases of loaded models: memory is only measured while nothing ran
 
     @asynccontextmanager
@@ -141,11 +143,11 @@ class ModelCache:
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
-            yield Lease(loaded.model[0], loaded.digest, waited_s)
+            yield Lease(loaded.model[0], loaded.digest, waited_s, entry.tenant)
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()
-            self._room.changed.set()
+            self.room.changed.set()
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""
@@ -160,7 +162,7 @@ class ModelCache:
         if entry is None:
             raise NotResident(f"model {key} is not loaded")
         while entry.leases > 0 or not entry.ready.done():
-            await self._room.change()
+            await self.room.change()
         if self._entries.get(key) is entry and _is_loaded(entry):
             await self.remove(key, "unload", "asked for")
 
@@ -172,7 +174,7 @@ class ModelCache:
         before = self._books.balance().memory_limit
         self._books.set_memory(memory_bytes)
         try:
-            await self._room.fit("the memory budget shrank")
+            await self.room.fit("the memory budget shrank")
         except OutOfMemory:
             self._books.set_memory(before)
             raise
@@ -192,6 +194,11 @@ class ModelCache:
         entry = self._entries.get(key)
         return entry.source if entry is not None and _is_loaded(entry) else None
 
+    def state_of(self, key: ModelKey) -> str:
+        """resident, loading or absent."""
+        entry = self._entries.get(key)
+        return "absent" if entry is None else "resident" if _is_loaded(entry) else "loading"
+
     def check(self) -> None:
         """Invariants, for tests: the ledgers balance, and hold exactly the models that are in memory."""
         self._books.check()
@@ -203,16 +210,17 @@ class ModelCache:
 
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
         """Raises Overloaded or OverQuota if too many load already."""
-        self._require_place(self._room.tenant(source))
+        tenant = self.room.tenant(source)
+        self._require_place(tenant)
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
-        entry = self._entries[key] = _Entry(source, task, began_s=now, checked_s=now, used_s=now)
+        entry = self._entries[key] = _Entry(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
     def _require_place(self, tenant: Tenant) -> None:
         queue = self._sharing.queue
-        loading = [self._room.tenant(entry.source) for entry in self._entries.values() if not entry.ready.done()]
+        loading = [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
         if len(loading) >= queue.max_waiting_loads:
             raise Overloaded(f"{len(loading)} models are being loaded already: call again later, or add instances")
         if loading.count(tenant) >= queue.max_waiting_loads_per_tenant:
@@ -225,27 +233,36 @@ class ModelCache:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
-        self._room.changed.set()
+        self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
-        reservation = self._reservation(stored)
+        reservation = self.reservation_for(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
-        while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
-            await self._room.change(1.0)
+        try:
+            async with asyncio.timeout(None) as patience:
+                while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
+                    if patience.when() is None:
+                        patience.reschedule(asyncio.get_running_loop().time() + self._patience_s)
+                    await self.room.change(0.25)
+        except TimeoutError as error:
+            if not patience.expired():
+                raise
+            tenant = self.room.tenant(source)
+            raise OutOfMemory(
+                f"no room after {self._patience_s:.0f} s: tenant {tenant} is at its ceiling, and its other models are in use; call again"
+            ) from error
         return loaded
 
     async def _in_turn(
         self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, started_s: float
     ) -> _Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
-        tenant = self._room.tenant(source)
+        tenant = self.room.tenant(source)
         async with self._turns.turn(tenant, self._sharing.tenant(tenant).weight):
-            if self._clock.monotonic_s() - started_s > self._patience_s:
-                raise OutOfMemory(f"no room after {self._patience_s:.0f} s: the other models of tenant {tenant} are in use; call again")
-            entrance = await self._room.reserve(key, source, reservation)
+            entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
             model = await self._load_reserved(key, stored)
@@ -257,7 +274,8 @@ class ModelCache:
         manifest = stored.manifest
         return _Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
 
-    def _reservation(self, stored: StoredModel) -> Reservation:
+    def reservation_for(self, stored: StoredModel) -> Reservation:
+        """What a load would take: predicted, corrected by what was measured."""
         predicted = self._backend.footprint(stored)
         own_bytes = footprint.own_bytes(predicted.own_bytes, stored.measured_own_bytes)
         return Reservation(replace(predicted, own_bytes=own_bytes), stored.manifest.distinct_tensors)
@@ -352,14 +370,14 @@ class ModelCache:
     async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
-            await self._room.change()
+            await self.room.change()
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
         if kind == "evict":
             self.demand.evicted(key)
         self._note(kind, entry.source.uri, reason, started_s)
-        self._room.changed.set()
+        self.room.changed.set()
 
     def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()

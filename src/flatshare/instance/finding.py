@@ -25,6 +25,9 @@ class Finder(Protocol):
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
 
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        """The same without an import: None if this version of the artifact was never imported."""
+
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         """Private memory that a load of the model was seen to take: `find` tells it from now on. Returns at once."""
 
@@ -46,13 +49,17 @@ class ModelFinder:
 
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
-        stored = await self._look_up(source)
+        stored = await self.known(source)
         if stored is None:
             await self._import(source, in_use)
-            stored = await self._look_up(source)
+            stored = await self.known(source)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return stored
+
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        """Raises UnknownTarget, StoreUnavailable, or why an earlier import was refused."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._look, source)
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         """Returns at once; written by one of the threads."""
@@ -67,7 +74,7 @@ class ModelFinder:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _known(self, source: ModelSource) -> StoredModel | None:
+    def _look(self, source: ModelSource) -> StoredModel | None:
         """The model if this version of the artifact was imported before; an earlier refusal is raised again."""
         uri = ArtifactUri(source.uri)
         version = probe(uri, root=source.root).version
@@ -112,6 +119,3 @@ class ModelFinder:
         if self._imports == 0 and self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
-
-    async def _look_up(self, source: ModelSource) -> StoredModel | None:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._known, source)

@@ -14,9 +14,11 @@ from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
+from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
@@ -36,14 +38,13 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
-    workbench = Workbench(settings.workers, settings.max_waiting)
-    finder = ModelFinder(store, lookers, settings.disk_bytes)
+    workbench = Workbench(settings.workers, settings.sharing)
+    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(settings.sharing.memory.tenant_pattern))
     journal = Journal()
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
-    cache = ModelCache(
-        backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s, recheck_s=settings.recheck_s
-    )
-    app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
+    patience = {"patience_s": settings.patience_s, "recheck_s": settings.recheck_s}
+    cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, **patience, sharing=settings.sharing)
+    app = InstanceApp(Server(cache, workbench, settings.sharing), cache, workbench, journal, backend, Explainer(cache, finder, journal))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     stop_on_signals(server.stop)
     await server.listen_on_socket(socket_path)

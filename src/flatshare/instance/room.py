@@ -1,7 +1,6 @@
 """Step 5d: make room. One plan at a time; a whole set of victims is chosen before any of them goes."""
 
 import asyncio
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from flatshare.instance.demand import DemandBook
 from flatshare.policy import admit, tenants
 from flatshare.policy.admit import Admission, MemoryView, Need, Rules, Verdict
 from flatshare.policy.evict import Manners, Order, Resident
+from flatshare.policy.tenants import TenantOf
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +70,12 @@ class Room:
         self._sharing = sharing
         self._now_s = now_s
         self._patience_s = patience_s
-        self._tenant_pattern = re.compile(sharing.memory.tenant_pattern)
+        self.tenant = TenantOf(sharing.memory.tenant_pattern)
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self.changed = asyncio.Event()
 
-    def tenant(self, source: ModelSource) -> Tenant:
-        return tenants.tenant_of(tenants.target_of(source), self._tenant_pattern)
+    def weight(self, tenant: Tenant) -> float:
+        return self._sharing.tenant(tenant).weight
 
     def is_pinned(self, source: ModelSource) -> bool:
         return tenants.is_pinned(tenants.target_of(source), self._sharing.memory.pinned)
@@ -86,7 +86,7 @@ class Room:
         residents = tuple(
             Resident(
                 held.key, held.used_s, held.leases, reservation.footprint.own_bytes, reservation.tensors, reservation.footprint.shared,
-                worth=self._demand.worth(held.key, season, self._sharing.tenant(tenant).weight),
+                worth=self._demand.worth(held.key, season, self.weight(tenant)),
                 tenant=tenant, loaded_s=held.loaded_s, reload_s=self._demand.reload_s(held.key),
                 is_pinned=self.is_pinned(held.source), is_scratch=held.is_scratch,
             )
@@ -98,7 +98,7 @@ class Room:
     def need(self, key: ModelKey, source: ModelSource, reservation: Reservation) -> Need:
         """What a model takes; the policy subtracts what is there already."""
         tenant = self.tenant(source)
-        value = self._demand.worth(key, self._demand.season(), self._sharing.tenant(tenant).weight)
+        value = self._demand.worth(key, self._demand.season(), self.weight(tenant))
         if self.is_pinned(source):
             value = float("inf")
         return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors, tenant, value)

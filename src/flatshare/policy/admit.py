@@ -130,11 +130,12 @@ def _shortage(view: MemoryView, need: Need) -> Shortage:
 
 def held_bytes(residents: tuple[Resident, ...]) -> int:
     """Distinct bytes of these models: what a tenant's models take together."""
-    parts: dict[str, int] = {}
+    tensors: dict[TensorDigest, int] = {}
+    shared: dict[str, int] = {}
     for resident in residents:
-        parts.update(resident.tensors)
-        parts.update(resident.shared)
-    return sum(parts.values()) + sum(resident.anonymous_bytes for resident in residents)
+        tensors.update(resident.tensors)
+        shared.update(resident.shared)
+    return sum(tensors.values()) + sum(shared.values()) + sum(resident.anonymous_bytes for resident in residents)
 
 
 def _over_ceiling(view: MemoryView, need: Need) -> Admission | None:

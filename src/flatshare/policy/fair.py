@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, order=True)
-class _Entry(Generic[T]):
+class Entry(Generic[T]):
+    """A place in the queue. For its owner only to hand back to `drop`."""
+
     stamp: float
     number: int
     item: T
@@ -33,8 +35,8 @@ class FairQueue(Generic[T]):
     """Who waits, in order of turns. No clock, no lock: its owner has those."""
 
     def __init__(self) -> None:
-        self._short: list[_Entry[T]] = []
-        self._long: list[_Entry[T]] = []
+        self._short: list[Entry[T]] = []
+        self._long: list[Entry[T]] = []
         self._finish: dict[Tenant, float] = {}
         self._waiting: Counter[Tenant] = Counter()
         self._virtual = 0.0
@@ -48,12 +50,16 @@ class FairQueue(Generic[T]):
     def waiting(self, tenant: Tenant) -> int:
         return self._waiting[tenant]
 
-    def push(self, item: T, tenant: Tenant, *, cost: float, weight: float, is_long: bool = False) -> _Entry[T]:
+    def tenants(self) -> dict[Tenant, int]:
+        """How many of each wait."""
+        return dict(self._waiting)
+
+    def push(self, item: T, tenant: Tenant, *, cost: float, weight: float, is_long: bool = False) -> Entry[T]:
         """Take a place. The entry is for `drop`."""
         stamp = self._stamp(tenant)
         self._finish[tenant] = stamp + cost / weight
         self._number += 1
-        entry = _Entry(stamp, self._number, item, tenant, cost, is_long)
+        entry = Entry(stamp, self._number, item, tenant, cost, is_long)
         heapq.heappush(self._long if is_long else self._short, entry)
         self._waiting[tenant] += 1
         self.cost += cost
@@ -69,7 +75,7 @@ class FairQueue(Generic[T]):
         self._forget(entry)
         return entry.item
 
-    def drop(self, entry: _Entry[T]) -> None:
+    def drop(self, entry: Entry[T]) -> None:
         """Give the place up. Does nothing if its turn has come already."""
         if not entry.is_gone:
             self._forget(entry)
@@ -89,7 +95,7 @@ class FairQueue(Generic[T]):
     def _stamp(self, tenant: Tenant) -> float:
         return max(self._virtual, self._finish.get(tenant, 0.0))
 
-    def _next_heap(self, *, with_long: bool) -> list[_Entry[T]] | None:
+    def _next_heap(self, *, with_long: bool) -> list[Entry[T]] | None:
         heaps = [self._short, self._long] if with_long else [self._short]
         for heap in heaps:
             while heap and heap[0].is_gone:
@@ -97,7 +103,7 @@ class FairQueue(Generic[T]):
         filled = [heap for heap in heaps if heap]
         return min(filled, key=lambda heap: heap[0]) if filled else None
 
-    def _forget(self, entry: _Entry[T]) -> None:
+    def _forget(self, entry: Entry[T]) -> None:
         entry.is_gone = True
         self.cost -= entry.cost
         self._waiting[entry.tenant] -= 1

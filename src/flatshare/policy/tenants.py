@@ -14,9 +14,15 @@ def target_of(source: ModelSource) -> str:
     return below or root.rsplit("/", 1)[-1]
 
 
-def tenant_of(target: str, pattern: re.Pattern[str]) -> Tenant:
-    found = pattern.match(target)
-    return Tenant(found[1]) if found and found[1] else NOBODY
+class TenantOf:
+    """The tenant of a model, by a pattern whose first group it is."""
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = re.compile(pattern)
+
+    def __call__(self, source: ModelSource) -> Tenant:
+        found = self._pattern.match(target_of(source))
+        return Tenant(found[1]) if found and found[1] else NOBODY
 
 
 def is_pinned(target: str, pins: tuple[str, ...]) -> bool:

@@ -31,3 +31,7 @@ class Journal:
     def latest(self, count: int) -> list[Entry]:
         """Newest first."""
         return [self._entries[-1 - index] for index in range(min(count, len(self._entries)))]
+
+    def about(self, model: str, count: int) -> list[Entry]:
+        """The last ones on this model, newest first."""
+        return [entry for entry in reversed(self._entries) if entry.model == model][:count]

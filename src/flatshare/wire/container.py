@@ -15,6 +15,7 @@ from flatshare.core.ids import ModelKey
 from flatshare.wire.http import Reply, Request
 
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
+DEADLINE_MS = "x-flatshare-deadline-ms"
 SOURCE_URI = "x-flatshare-source-uri"
 SOURCE_ROOT = "x-flatshare-source-root"
 MODEL_DIGEST = b"x-flatshare-model-digest"

@@ -4,7 +4,7 @@ An error is found by its class or the nearest of its ancestors, so a new one nee
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flatshare.core import errors
 
@@ -15,6 +15,8 @@ class Fault:
 
     status: int
     code: str
+    retry_after_s: int | None = field(default=None, compare=False)
+    """After how long another try may be worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,9 @@ _INTERNAL = Fault(500, "InternalFailure")
 _VALIDATION_CONTROL = Fault(400, "ValidationException")
 _VALIDATION_RUNTIME = Fault(400, "ValidationError")
 _MODEL_ERROR = Fault(424, "ModelError")
-_UNAVAILABLE = Fault(503, "ServiceUnavailable")
+_UNAVAILABLE = Fault(503, "ServiceUnavailable", retry_after_s=1)
+_THROTTLED = Fault(429, "ThrottlingException", retry_after_s=1)
+"""boto3 knows the code as one to retry with growing pauses, in its standard and in its legacy mode; 429 alone it does not."""
 
 _TABLE: Mapping[type[BaseException], _Row] = {
     errors.BadInput: _Row(Fault(400, "SerializationException"), _VALIDATION_RUNTIME, 400),
@@ -43,6 +47,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.AlreadyLoaded: _Row(container=409),
     errors.BadPackage: _Row(runtime=_MODEL_ERROR, container=400),
     errors.Overloaded: _Row(_UNAVAILABLE, _UNAVAILABLE, 503),
+    errors.OverQuota: _Row(_THROTTLED, _THROTTLED, 429),
     errors.ModelNotReady: _Row(runtime=Fault(429, "ModelNotReadyException"), container=503),
     errors.OutOfMemory: _Row(runtime=_UNAVAILABLE, container=507),
     errors.NeverFits: _Row(runtime=_MODEL_ERROR),

@@ -20,6 +20,7 @@ _FORWARDED = (
     "x-amzn-sagemaker-custom-attributes",
     "x-amzn-sagemaker-target-model",
     "x-amzn-sagemaker-inference-id",
+    "x-flatshare-deadline-ms",
 )
 
 
@@ -48,7 +49,7 @@ def parse_invocation(request: Request) -> Invocation | None:
     variant = request.header("x-amzn-sagemaker-target-variant")
     return Invocation(
         endpoint=EndpointName(path["endpoint"]),
-        target=_checked_target(_utf8(target)) if target else None,
+        target=checked_target(_utf8(target)) if target else None,
         variant=VariantName(variant) if variant else None,
         request=request,
     )
@@ -66,7 +67,10 @@ def missing_target() -> BadInput:
 def error_reply(error: FlatshareError, request_id: str) -> Reply:
     """An error of our own making."""
     fault = faults.runtime_fault(error)
-    return _fault_reply(fault.status, fault.code, {"Message": str(error), "ErrorCode": fault.code}, request_id)
+    reply = _fault_reply(fault.status, fault.code, {"Message": str(error), "ErrorCode": fault.code}, request_id)
+    if fault.retry_after_s is not None:
+        reply.headers.append((b"retry-after", b"%d" % fault.retry_after_s))
+    return reply
 
 
 def model_error_reply(status: int, message: str, place: "LogPlace", request_id: str) -> Reply:
@@ -107,7 +111,8 @@ def _fault_reply(status: int, code: str, fields: dict[str, object], request_id: 
 
 
 @lru_cache(maxsize=16_384)
-def _checked_target(target: str) -> TargetModel:
+def checked_target(target: str) -> TargetModel:
+    """Raises BadInput or UnknownTarget if it is not a plain relative key."""
     if not _TARGET.fullmatch(target):
         raise BadInput("TargetModel must have 1 to 1024 printable characters and not begin with a space")
     if "://" in target or "\\" in target or any(part in {".", ".."} for part in target.split("/")) or not target.strip("/"):
