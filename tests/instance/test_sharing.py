@@ -9,7 +9,7 @@ import pytest
 from flatshare.core.errors import NeverFits, OutOfMemory, Overloaded, OverQuota
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
-from flatshare.instance import cache as cache_module
+from flatshare.instance import loading as loading_module
 from flatshare.instance.explain import Explainer, Explanation
 from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
 
@@ -160,20 +160,20 @@ class TestLoads:
 class TestFootprints:
     async def test_a_load_that_was_alone_corrects_the_next_reservation(self, monkeypatch: pytest.MonkeyPatch) -> None:
         measured = iter([0, 10, 5_000, 8_000])
-        monkeypatch.setattr(cache_module, "anonymous_bytes", lambda: next(measured))
+        monkeypatch.setattr(loading_module, "anonymous_bytes", lambda: next(measured))
         async with sharing() as flat:
             await flat.use("a.0")
             assert flat.finder.footprints == {}, "it brought the session too: what is its own cannot be told"
             await flat.use("a.1")
             assert list(flat.finder.footprints.values()) == [3_000]
-            monkeypatch.setattr(cache_module, "anonymous_bytes", lambda: 0)
+            monkeypatch.setattr(loading_module, "anonymous_bytes", lambda: 0)
             await flat.cache.unload(key_of("a.1"))
             await flat.use("a.1")
             assert flat.books.reservation(key_of("a.1")).footprint.own_bytes == 3_000
 
     async def test_while_others_run_nothing_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         measured = iter(range(0, 10**6, 10_000))
-        monkeypatch.setattr(cache_module, "anonymous_bytes", lambda: next(measured))
+        monkeypatch.setattr(loading_module, "anonymous_bytes", lambda: next(measured))
         async with sharing() as flat, flat.cache.lease(key_of("a.0"), source("a.0")):
             await flat.use("a.1", "a.2")
             assert flat.finder.footprints == {}

@@ -8,7 +8,8 @@
     ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
-    │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    │  ├─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    │  └─ Quarantined           it was running each time that its instance died
     ├─ Overloaded               too many wait already
     │  ├─ OverQuota             too many of this tenant wait already
     │  └─ TooLate               the answer would come after its deadline
@@ -78,6 +79,10 @@ class UnsafeArchive(BadPackage):
 
 class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
+
+
+class Quarantined(BadPackage):
+    """The model was running each time that its instance died, and is shut out for a while."""
 
 
 class Overloaded(FlatshareError):

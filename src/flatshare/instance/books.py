@@ -37,6 +37,8 @@ class Balance:
     mapped: int
     measured_anonymous: int
     models: int
+    pressure: int = 0
+    """Of the memory limit: not to be used for the moment, since the machine runs short."""
 
 
 class Books:
@@ -46,6 +48,7 @@ class Books:
         self._memory_bytes = memory_bytes
         self._anonymous_share = anonymous_share
         self._base_anonymous = base_anonymous
+        self._pressure_bytes = 0
         self._reserved: dict[ModelKey, Reservation] = {}
         self._holders: Counter[TensorDigest] = Counter()
         self._sharers: Counter[str] = Counter()
@@ -88,6 +91,10 @@ class Books:
     def set_memory(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
 
+    def set_pressure(self, pressure_bytes: int) -> None:
+        """So much of the memory may not be used for the moment."""
+        self._pressure_bytes = pressure_bytes
+
     @property
     def room_bytes(self) -> int:
         """What models may take of the memory."""
@@ -105,6 +112,7 @@ class Books:
             residents=residents,
             holders=Holders(MappingProxyType(self._holders), MappingProxyType(self._sharers)),
             rules=rules,
+            pressure=balance.pressure,
         )
 
     @property
@@ -122,6 +130,7 @@ class Books:
             mapped=self._mapped_bytes,
             measured_anonymous=anonymous_bytes(),
             models=len(self._reserved),
+            pressure=min(self._pressure_bytes, self._memory_bytes),
         )
 
     def check(self) -> None:

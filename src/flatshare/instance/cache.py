@@ -11,30 +11,29 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
 from flatshare.core.errors import (
     AlreadyLoaded,
-    BadPackage,
     FlatshareError,
     NotResident,
     OutOfMemory,
     Overloaded,
     OverQuota,
-    StoreUnavailable,
 )
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Backend, LoadedModel
-from flatshare.instance.books import Balance, Books, Reservation, anonymous_bytes
+from flatshare.instance.board import Board
+from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder
+from flatshare.instance.loading import Loader
 from flatshare.instance.room import Held, Room
 from flatshare.instance.turnstile import Turnstile
-from flatshare.policy import footprint
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
@@ -106,6 +105,7 @@ class ModelCache:
         patience_s: float,
         recheck_s: float,
         sharing: SharingSettings = PLAIN_SHARING,
+        board: Board | None = None,
     ) -> None:
         self._backend = backend
         self._finder = finder
@@ -122,7 +122,7 @@ class ModelCache:
         self._turns = Turnstile(sharing.queue.parallel_loads)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
-        self._activity = 0  # counts leases of loaded models: memory is only measured while nothing ran
+        self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
     async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
@@ -139,7 +139,7 @@ class ModelCache:
             self._recheck_task.add_done_callback(self._end_recheck)
         self.demand.visit(key, entry.source)
         entry.leases += 1
-        self._activity += not is_cold
+        self._loader.activity += not is_cold
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
@@ -155,6 +155,11 @@ class ModelCache:
             raise AlreadyLoaded(f"model {key} is loaded already")
         async with self.lease(key, source):
             pass
+
+    async def warm(self, key: ModelKey, source: ModelSource) -> None:
+        """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
+        if key not in self._entries:
+            await asyncio.shield(self._begin(key, source).ready)
 
     async def unload(self, key: ModelKey) -> None:
         """Take a model out of memory once its riders are done; its memory is free when this returns. Raises NotResident."""
@@ -179,6 +184,13 @@ class ModelCache:
             self._books.set_memory(before)
             raise
 
+    async def allow(self, memory_bytes: int, reason: str, *, is_tight: bool) -> None:
+        """Use only so much of the budget for the moment; what is idle leaves for it. What is in use stays, and leaves afterwards."""
+        self._books.set_pressure(max(0, self._books.balance().memory_limit - memory_bytes))
+        self.room.is_tight = is_tight
+        self.room.changed.set()
+        await self.room.fit_what_is_idle(f"pressure from outside: {reason}")
+
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
         now = self._clock.monotonic_s()
@@ -193,6 +205,10 @@ class ModelCache:
         """Where a loaded model came from; None if it is not loaded."""
         entry = self._entries.get(key)
         return entry.source if entry is not None and _is_loaded(entry) else None
+
+    def reservation_for(self, stored: StoredModel) -> Reservation:
+        """What a load would take."""
+        return self._loader.reservation(stored)
 
     def state_of(self, key: ModelKey) -> str:
         """resident, loading or absent."""
@@ -238,7 +254,7 @@ class ModelCache:
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
-        reservation = self.reservation_for(stored)
+        reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
         try:
@@ -265,7 +281,7 @@ class ModelCache:
             entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
-            model = await self._load_reserved(key, stored)
+            model = await self._loader.load(key, stored)
         now_s = self._clock.monotonic_s()
         if (entry := self._entries.get(key)) is not None:
             entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
@@ -274,39 +290,7 @@ class ModelCache:
         manifest = stored.manifest
         return _Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
 
-    def reservation_for(self, stored: StoredModel) -> Reservation:
-        """What a load would take: predicted, corrected by what was measured."""
-        predicted = self._backend.footprint(stored)
-        own_bytes = footprint.own_bytes(predicted.own_bytes, stored.measured_own_bytes)
-        return Reservation(replace(predicted, own_bytes=own_bytes), stored.manifest.distinct_tensors)
-
-    async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
-        """The reservation goes with the load if it fails."""
-        try:
-            return await self._measured(key, stored)
-        except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
-            self._books.release(key)
-            raise StoreUnavailable(f"the model left this machine's disk while it was loaded ({error.filename}): call again") from error
-        except Exception:
-            self._books.release(key)
-            raise
-        except BaseException as error:  # a panic in the tokenizers' Rust is no Exception; cancellation is
-            self._books.release(key)
-            if isinstance(error, asyncio.CancelledError):
-                raise
-            raise BadPackage(f"loading the model ended in a panic: {error}") from error
-
-    async def _measured(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
-        """Load, and if nothing else happened meanwhile, remember what the model took: the next reservation is better for it."""
-        before, activity = anonymous_bytes(), self._activity
-        is_alone = self._books.has_only_known_shares(key) and self._is_quiet(key)
-        model = await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
-        took_bytes = anonymous_bytes() - before
-        if is_alone and activity == self._activity and self._is_quiet(key) and took_bytes > (stored.measured_own_bytes or -1):
-            self._finder.remember_footprint(stored.manifest.digest, max(0, took_bytes))
-        return model
-
-    def _is_quiet(self, but: ModelKey) -> bool:
+    def is_quiet(self, but: ModelKey | None = None) -> bool:
         """Nobody runs, loads or leaves, except for this one."""
         others = (entry for key, entry in self._entries.items() if key != but)
         return not self._departing and not any(entry.leases or not entry.ready.done() for entry in others)

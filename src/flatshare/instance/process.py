@@ -4,19 +4,29 @@ import asyncio
 import os
 import resource
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
 
 from flatshare.core.clock import SystemClock
+from flatshare.core.ids import ModelKey
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
+from flatshare.instance.backends.base import Backend
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.board import Board
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
+from flatshare.instance.hot import HotSet
+from flatshare.instance.pressure import Kernel
+from flatshare.instance.quarantine import Quarantine
 from flatshare.instance.serve import Server
+from flatshare.instance.watch import Watch
 from flatshare.instance.workbench import Workbench
 from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
@@ -28,36 +38,69 @@ from flatshare.telemetry.log import get_logger
 log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
+EngineMaker = Callable[[InstanceSettings], Backend]
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
-async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool) -> None:
+def _engines(settings: InstanceSettings) -> Backend:
+    return Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
+
+
+async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool, engines: EngineMaker = _engines) -> None:
     """Serve until SIGTERM, or end of file on stdin if `follow_stdin`; then finish what is under way, within the drain time."""
-    store = TensorStore(settings.store_dir)
+    store, clock, journal, sharing = TensorStore(settings.store_dir), SystemClock(), Journal(), settings.sharing
     _repair(store)
+    memory = _Memory(settings.store_dir / "instances", settings.name, clock)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
-    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
-    workbench = Workbench(settings.workers, settings.sharing)
-    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(settings.sharing.memory.tenant_pattern))
-    journal = Journal()
+    backend = engines(settings)
+    workbench = Workbench(settings.workers, sharing)
+    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
-    patience = {"patience_s": settings.patience_s, "recheck_s": settings.recheck_s}
-    cache = ModelCache(backend, finder, books, threads, SystemClock(), journal, **patience, sharing=settings.sharing)
-    app = InstanceApp(Server(cache, workbench, settings.sharing), cache, workbench, journal, backend, Explainer(cache, finder, journal))
+    cache = ModelCache(
+        backend, finder, books, threads, clock, journal,
+        patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
+    )  # fmt: skip
+    door = Server(cache, workbench, sharing, memory.quarantine.guard)
+    app = InstanceApp(door, cache, workbench, journal, backend, Explainer(cache, finder, journal))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
+    watch = Watch(cache, Kernel(), sharing.memory, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     await server.listen_on_socket(socket_path)
     if follow_stdin:
         _stop_at_end_of_input(server)
     log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    await server.run()
+    await _run(server, watch, memory.hot_set(cache), frozenset(memory.quarantine.records()))
     finder.close()
     workbench.close()
     for pool in (threads, lookers):
         pool.shutdown(wait=True, cancel_futures=True)
+    memory.board.close()
     log.info("instance_stopped")
+
+
+async def _run(server: HandlerServer, watch: Watch, hot: HotSet, suspects: frozenset[ModelKey]) -> None:
+    """Serve, and do beside it what nobody asks for."""
+    hot.restore()
+    async with asyncio.TaskGroup() as group:
+        beside = [group.create_task(work) for work in (watch.run(), hot.warm(suspects), hot.follow())]
+        await server.run()
+        for task in beside:
+            task.cancel()
+
+
+class _Memory:
+    """What outlives an instance, by its name: what it was doing, whom that makes a suspect, and what it served."""
+
+    def __init__(self, folder: Path, name: str, clock: SystemClock) -> None:
+        self._folder = folder
+        self._name = sha256(name.encode()).hexdigest()[:16]
+        self.quarantine = Quarantine(folder, self._name, clock)
+        self.board = Board(folder / f"{self._name}.{os.getpid()}.board")
+
+    def hot_set(self, cache: ModelCache) -> HotSet:
+        return HotSet(cache, self._folder, self._name)
 
 
 def _repair(store: TensorStore) -> None:

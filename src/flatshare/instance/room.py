@@ -12,7 +12,7 @@ from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.instance.books import Books, Reservation
 from flatshare.instance.demand import DemandBook
-from flatshare.policy import admit, tenants
+from flatshare.policy import admit, evict, tenants
 from flatshare.policy.admit import Admission, MemoryView, Need, Rules, Verdict
 from flatshare.policy.evict import Manners, Order, Resident
 from flatshare.policy.tenants import TenantOf
@@ -73,6 +73,8 @@ class Room:
         self.tenant = TenantOf(sharing.memory.tenant_pattern)
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self.changed = asyncio.Event()
+        self.is_tight = False
+        """The machine runs short of memory: nothing is loaded for the moment."""
 
     def weight(self, tenant: Tenant) -> float:
         return self._sharing.tenant(tenant).weight
@@ -124,6 +126,17 @@ class Room:
         """Evict until the books are within their limits. Raises OutOfMemory if what is in use stays in use."""
         await self._make(Need(0, {}, {}), purpose)
 
+    async def fit_what_is_idle(self, purpose: str) -> None:
+        """Evict what is idle as far as the books are beyond their limits, and wait for nobody."""
+        view = self.view()
+        shortage = admit.shortage_after(view, 0, 0)
+        for resident in evict.ranked(view.residents, view.holders, view.rules.manners):
+            if shortage.is_over:
+                return
+            if self._table.is_idle(resident.key):
+                await self._table.remove(resident.key, "evict", purpose)
+            shortage = admit.shortage_after(self.view(), 0, 0)
+
     async def change(self, within_s: float | None = None) -> None:
         """Wait until something is given back, or so long."""
         self.changed.clear()
@@ -137,6 +150,10 @@ class Room:
         try:
             async with asyncio.timeout(self._patience_s), self._admission:
                 while True:
+                    if self.is_tight and need.total_bytes:
+                        lack = "the machine runs short of memory"
+                        await self.change()
+                        continue
                     admission = await self._step(need, purpose)
                     if admission.verdict is Verdict.ADMIT or admission.is_own_limit:
                         return admission

@@ -2,8 +2,8 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 
 from flatshare.core.call import InferCall, ModelSource
@@ -19,16 +19,20 @@ from flatshare.policy.pace import units_of
 from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
+Guard = Callable[[ModelKey], AbstractAsyncContextManager[None]]
 _MAX_BODIES_BYTES = 64 * 2**20
 
 
 class Server:
     """The journey of one request through an instance."""
 
-    def __init__(self, cache: ModelCache, workbench: Workbench, sharing: SharingSettings = PLAIN_SHARING) -> None:
+    def __init__(
+        self, cache: ModelCache, workbench: Workbench, sharing: SharingSettings = PLAIN_SHARING, guard: Guard = lambda _: nullcontext()
+    ) -> None:
         self._cache = cache
         self._workbench = workbench
         self._sharing = sharing
+        self._guard = guard
         self._paces = Paces()
         self._body_bytes = 0
 
@@ -36,7 +40,7 @@ class Server:
         with self._counted(request):
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
-            async with self._cache.lease(key, source) as lease:
+            async with self._guard(key), self._cache.lease(key, source) as lease:
                 signature, stop = lease.model.signature, threading.Event()
                 signature.require(asked.call)
                 ticket = self._ticket(key, lease, asked.call, deadline_s)

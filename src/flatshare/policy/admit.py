@@ -47,6 +47,8 @@ class MemoryView:
     residents: tuple[Resident, ...]
     holders: Holders
     rules: Rules = field(default_factory=Rules)
+    pressure: int = 0
+    """Of the memory limit: not to be used for the moment. It makes nobody too large for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def _displacing(view: MemoryView, need: Need, shortage: Shortage, lack: str) -> 
 def shortage_after(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> Shortage:
     """What would be lacking after so much more of each."""
     anonymous = view.anonymous + anonymous_bytes
-    return Shortage(anonymous - view.anonymous_limit, anonymous + view.mapped + mapped_bytes - view.memory_limit)
+    return Shortage(anonymous - view.anonymous_limit, anonymous + view.mapped + mapped_bytes - view.memory_limit + view.pressure)
 
 
 def _shortage(view: MemoryView, need: Need) -> Shortage:
