@@ -1,5 +1,7 @@
 """What nobody asks about: pressure, memory that stays away, models that idle."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -7,10 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from flatshare.core.errors import OutOfMemory
-from flatshare.core.settings import CacheSettings, SharingSettings
+from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings
 from flatshare.core.sizes import MIB
 from flatshare.instance import books as books_module
 from flatshare.instance.watch import Watch
+from flatshare.instance.workbench import Workbench
 from flatshare.policy.pressure import Signs
 from tests.instance.conftest import Flat, key_of, running_flat, source
 
@@ -25,6 +28,7 @@ class Watched:
     watch: Watch
     signs_now: Signs = field(default_factory=lambda: Signs(8192 * MIB, 6000 * MIB))
     recycled: int = 0
+    workbench: Workbench = field(default=None)  # type: ignore[assignment]  # set with the watch
 
     def signs(self, now_s: float) -> Signs:
         return self.signs_now
@@ -45,8 +49,12 @@ async def watched(**memory: object) -> AsyncIterator[Watched]:
         def recycle() -> None:
             found.recycled += 1
 
-        found.watch = Watch(flat.cache, found, settings, flat.clock, flat.journal, recycle)
+        sharing = SharingSettings(settings, QueueSettings(max_run_s=0.0))
+        workbench = Workbench(1, sharing)
+        found.watch = Watch(flat.cache, workbench, found, sharing, flat.clock, flat.journal, recycle)
+        found.workbench = workbench
         yield found
+        workbench.close()
 
 
 class TestPressure:
@@ -117,3 +125,15 @@ class TestMemoryThatStaysAway:
             for _ in range(4):
                 await it.look()
             assert it.recycled == 0
+
+
+async def test_a_run_that_hangs_replaces_the_instance() -> None:
+    async with watched() as it:
+        gate = threading.Event()
+        hanging = asyncio.create_task(it.workbench.run(gate.wait))
+        await it.flat.until(lambda: it.workbench.longest_run_s() > 0)
+        await it.look()
+        assert it.recycled == 1
+        assert "hangs" in it.flat.entries("recycle")[0].reason
+        gate.set()
+        await hanging

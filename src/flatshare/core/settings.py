@@ -97,6 +97,8 @@ class QueueSettings:
     """For requests that name none."""
     batch_tokens: int = 512
     """Requests of one model share a run up to this many tokens; 0 runs each alone."""
+    max_run_s: float = 120.0
+    """A run that takes longer hangs: the instance is replaced, since a thread cannot be stopped."""
     long_run_ms: float = 60.0
     """A run that is expected to take longer may not hold the last worker while shorter ones keep coming."""
 

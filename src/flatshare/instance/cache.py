@@ -171,6 +171,12 @@ class ModelCache:
         if self._entries.get(key) is entry and _is_loaded(entry):
             await self.remove(key, "unload", "asked for")
 
+    def replace(self, digests: frozenset[ModelDigest], reason: str) -> None:
+        """Models of these digests leave as soon as their riders have, and the next request loads them anew."""
+        for key, entry in list(self._entries.items()):
+            if _is_loaded(entry) and entry.ready.result().digest in digests:
+                self._begin_removal(key, "replace", reason)
+
     async def set_memory(self, memory_bytes: int) -> None:
         """Change the budget; what no longer fits leaves as soon as it is idle.
 

@@ -4,13 +4,13 @@ import asyncio
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from flatshare.core.clock import SystemClock
-from flatshare.core.ids import ModelKey
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
@@ -25,6 +25,7 @@ from flatshare.instance.finding import ModelFinder
 from flatshare.instance.hot import HotSet
 from flatshare.instance.pressure import Kernel
 from flatshare.instance.quarantine import Quarantine
+from flatshare.instance.scrub import Scrubber
 from flatshare.instance.serve import Server
 from flatshare.instance.watch import Watch
 from flatshare.instance.workbench import Workbench
@@ -39,6 +40,7 @@ log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
+_LAST_RUNS_S = 5.0  # after the drain: what has not ended by then hangs
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
@@ -64,29 +66,32 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     door = Server(cache, workbench, sharing, memory.quarantine.guard)
     app = InstanceApp(door, cache, workbench, journal, backend, Explainer(cache, finder, journal))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
-    watch = Watch(cache, Kernel(), sharing.memory, clock, journal, recycle=server.stop)
+    watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     await server.listen_on_socket(socket_path)
     if follow_stdin:
         _stop_at_end_of_input(server)
     log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    await _run(server, watch, memory.hot_set(cache), frozenset(memory.quarantine.records()))
+    hot = memory.hot_set(cache)
+    hot.restore()
+    await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
     finder.close()
-    workbench.close()
+    if not workbench.close(within_s=_LAST_RUNS_S):
+        log.error("instance_hangs", reason="a run did not end: the process ends with it")
+        os._exit(3)  # its thread can be ended in no other way; the board tells the next instance which model it was
     for pool in (threads, lookers):
         pool.shutdown(wait=True, cancel_futures=True)
     memory.board.close()
     log.info("instance_stopped")
 
 
-async def _run(server: HandlerServer, watch: Watch, hot: HotSet, suspects: frozenset[ModelKey]) -> None:
+async def _run(server: HandlerServer, *beside: Coroutine[Any, Any, None]) -> None:
     """Serve, and do beside it what nobody asks for."""
-    hot.restore()
     async with asyncio.TaskGroup() as group:
-        beside = [group.create_task(work) for work in (watch.run(), hot.warm(suspects), hot.follow())]
+        tasks = [group.create_task(work) for work in beside]
         await server.run()
-        for task in beside:
+        for task in tasks:
             task.cancel()
 
 

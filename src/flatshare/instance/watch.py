@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from flatshare.core.clock import Clock
-from flatshare.core.settings import CacheSettings
+from flatshare.core.settings import SharingSettings
 from flatshare.core.sizes import MIB, format_size
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.workbench import Workbench
 from flatshare.policy import pressure, recycle
 from flatshare.policy.pressure import Signs
 from flatshare.policy.recycle import Remedy
@@ -31,11 +32,20 @@ class Watch:
     """`recycle` is called when the instance has to be replaced: it ends, and whoever supervises it starts another."""
 
     def __init__(
-        self, cache: ModelCache, kernel: SignSource, settings: CacheSettings, clock: Clock, journal: Journal, recycle: Callable[[], None]
+        self,
+        cache: ModelCache,
+        workbench: Workbench,
+        kernel: SignSource,
+        sharing: SharingSettings,
+        clock: Clock,
+        journal: Journal,
+        recycle: Callable[[], None],
     ) -> None:
         self._cache = cache
+        self._workbench = workbench
         self._kernel = kernel
-        self._settings = settings
+        self._settings = sharing.memory
+        self._max_run_s = sharing.queue.max_run_s
         self._clock = clock
         self._journal = journal
         self._recycle = recycle
@@ -56,6 +66,9 @@ class Watch:
         await self._heed_pressure()
         await self._end_idle()
         await self._see_that_memory_came_back()
+        ran_s = self._workbench.longest_run_s()
+        if ran_s > self._max_run_s:
+            self._replace_instance(f"a run hangs for {ran_s:.0f} s, and a thread cannot be stopped")
 
     async def _heed_pressure(self) -> None:
         now_s, balance = self._clock.monotonic_s(), self._cache.balance()
@@ -95,13 +108,17 @@ class Watch:
         if found is Remedy.SHRINK or (self._shrunk_s is not None and now_s - self._shrunk_s > _SHRINK_EVERY_S):
             self._shrunk_s = now_s
             await self._cache.shrink()
-        elif found is Remedy.RECYCLE and not self._is_recycling:
-            self._is_recycling = True
+        elif found is Remedy.RECYCLE:
             excess = format_size(balance.measured_anonymous - balance.anonymous)
-            self._note("recycle", f"{excess} of private memory that nobody booked did not come back: the instance is replaced")
-            self._recycle()
+            self._replace_instance(f"{excess} of private memory that nobody booked did not come back")
         elif found is Remedy.NONE and balance.measured_anonymous - balance.anonymous <= recycle.TOLERANCE:
             self._shrunk_s = None
+
+    def _replace_instance(self, reason: str) -> None:
+        if not self._is_recycling:
+            self._is_recycling = True
+            self._note("recycle", f"{reason}: the instance is replaced")
+            self._recycle()
 
     def _note(self, kind: str, reason: str) -> None:
         self._journal.note(Entry(self._clock.wall_s(), kind, "-", reason))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeVar
 
 from flatshare.core.errors import Overloaded, OverQuota, TooLate
@@ -71,13 +72,20 @@ class Workbench:
         with self._lock:
             return self._queue.tenants()
 
-    def close(self) -> None:
-        """Finish what runs, forget what waits."""
+    def longest_run_s(self) -> float:
+        """How long the oldest run has been under way."""
+        now_s = time.monotonic()
+        with self._lock:
+            return max((now_s - running.began_s for running in self._running.values()), default=0.0)
+
+    def close(self, within_s: float | None = None) -> bool:
+        """Finish what runs, forget what waits. Whether all runs came to their end."""
         self._is_closed = True
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(within_s)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _push(self, job: Job) -> Entry[Job]:
         ticket, settings = job.ticket, self._sharing.queue
@@ -135,7 +143,7 @@ class Workbench:
                 return []
             jobs = [job, *self._like(job)]
             expected_s = sum(one.ticket.run_s for one in jobs)
-            self._running[number] = _Running(now_s + expected_s, 1e3 * job.ticket.run_s > self._sharing.queue.long_run_ms)
+            self._running[number] = _Running(now_s, now_s + expected_s, 1e3 * job.ticket.run_s > self._sharing.queue.long_run_ms)
             for one in jobs:
                 one.begin()
             return jobs
@@ -171,14 +179,14 @@ class Workbench:
                 self.merged += len(timely) if len(timely) > 1 else 0
 
 
+@dataclass(frozen=True, slots=True)
 class _Running:
     """What a worker does now."""
 
-    __slots__ = ("is_long", "until_s")
-
-    def __init__(self, until_s: float, is_long: bool) -> None:
-        self.until_s = until_s
-        self.is_long = is_long
+    began_s: float
+    until_s: float
+    """Expected."""
+    is_long: bool
 
 
 def _is_like(job: Job, other: Job) -> bool:

@@ -133,7 +133,7 @@ class TensorStore:
     def verify(self) -> Iterator[tuple[str, bool]]:
         """Hash every tensor again: yields each pack with whether all of its tensors still have their digests."""
         for pack in self.catalog.pack_sizes():
-            yield pack, self._is_sound(pack)
+            yield pack, self.is_sound(pack)
 
     def drop_pack(self, pack: str) -> list[ModelDigest]:
         """Forget a rotten pack and the models that lived in it; they are imported anew when asked for."""
@@ -142,7 +142,10 @@ class TensorStore:
             _removed(self.pack_path(pack))
             return dropped
 
-    def _is_sound(self, pack: str) -> bool:
+    def is_sound(self, pack: str) -> bool:
+        """Whether every tensor of the pack still has its digest. A pack that has left meanwhile is."""
+        if pack not in self.catalog.pack_sizes():
+            return True
         try:
             file = self.pack_path(pack).open("rb")
         except OSError:
