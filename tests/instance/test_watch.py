@@ -46,7 +46,7 @@ async def watched(**memory: object) -> AsyncIterator[Watched]:
             flat.finder.put(f"m{index}", BIG)
         found = Watched(flat, None)  # type: ignore[arg-type]  # set below: each needs the other
 
-        def recycle() -> None:
+        def recycle(drain_s: float | None) -> None:
             found.recycled += 1
 
         sharing = SharingSettings(settings, QueueSettings(max_run_s=0.0))

@@ -40,7 +40,7 @@ log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
-_LAST_RUNS_S = 5.0  # after the drain: what has not ended by then hangs
+_LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 

@@ -21,6 +21,7 @@ from flatshare.telemetry.log import get_logger
 log = get_logger("watch")
 EVERY_S = 1.0
 _SHRINK_EVERY_S = 10.0
+_HUNG_DRAIN_S = 5.0  # what hangs will not be done by then either, and a new instance waits to be started
 
 
 class SignSource(Protocol):
@@ -29,7 +30,7 @@ class SignSource(Protocol):
 
 
 class Watch:
-    """`recycle` is called when the instance has to be replaced: it ends, and whoever supervises it starts another."""
+    """`recycle` is called, with the time to drain if not the usual, when the instance has to be replaced: its supervisor starts another."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Watch:
         sharing: SharingSettings,
         clock: Clock,
         journal: Journal,
-        recycle: Callable[[], None],
+        recycle: Callable[[float | None], None],
     ) -> None:
         self._cache = cache
         self._workbench = workbench
@@ -68,7 +69,7 @@ class Watch:
         await self._see_that_memory_came_back()
         ran_s = self._workbench.longest_run_s()
         if ran_s > self._max_run_s:
-            self._replace_instance(f"a run hangs for {ran_s:.0f} s, and a thread cannot be stopped")
+            self._replace_instance(f"a run hangs for {ran_s:.0f} s, and a thread cannot be stopped", _HUNG_DRAIN_S)
 
     async def _heed_pressure(self) -> None:
         now_s, balance = self._clock.monotonic_s(), self._cache.balance()
@@ -114,11 +115,11 @@ class Watch:
         elif found is Remedy.NONE and balance.measured_anonymous - balance.anonymous <= recycle.TOLERANCE:
             self._shrunk_s = None
 
-    def _replace_instance(self, reason: str) -> None:
+    def _replace_instance(self, reason: str, drain_s: float | None = None) -> None:
         if not self._is_recycling:
             self._is_recycling = True
             self._note("recycle", f"{reason}: the instance is replaced")
-            self._recycle()
+            self._recycle(drain_s)
 
     def _note(self, kind: str, reason: str) -> None:
         self._journal.note(Entry(self._clock.wall_s(), kind, "-", reason))
