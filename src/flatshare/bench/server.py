@@ -1,10 +1,11 @@
 """A real server for a benchmark: started as its own process on a free port, and stopped whatever happens."""
 
+import os
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -79,9 +80,9 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[RunningServer]:
+def running_server(data_dir: Path, prefix: Path, memory: str, *, before: Sequence[str] = ()) -> Iterator[RunningServer]:
     """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end."""
-    server = start_server(data_dir, memory)
+    server = start_server(data_dir, memory, before=before)
     try:
         server.deploy(prefix)
         yield server
@@ -89,11 +90,28 @@ def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[Runnin
         server.close()
 
 
-def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None) -> RunningServer:
-    """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
-    command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
+def start_server(
+    data_dir: Path,
+    memory: str,
+    *,
+    log_file: Path | None = None,
+    more: Sequence[str] = (),
+    before: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> RunningServer:
+    """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes.
+
+    `more` are arguments of `serve`, `before` is a command that runs it, `environment` is added to ours.
+    """
+    command = [*before, sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
-        process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, "--log-level", "warning", *more],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | dict(environment or {}),
+        )
     return RunningServer(process, _first_json(process)["url"])
 
 
@@ -118,13 +136,13 @@ class PlainCaller:
         self._is_done = False
 
     @classmethod
-    def to_port(cls, port: int) -> "PlainCaller":
+    def to_port(cls, port: int) -> Self:
         connection = socket.create_connection(("127.0.0.1", port), timeout=70)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(connection)
 
     @classmethod
-    def to_socket(cls, path: str) -> "PlainCaller":
+    def to_socket(cls, path: str) -> Self:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(70)
         connection.connect(path)

@@ -45,6 +45,30 @@ def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
 
 
 @bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A fifth of the time: to try it out, not to quote.")
+def memory(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
+
+    \b
+    Example:
+      flatshare bench memory --json memory.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.memory import AT_LEAST, QUICK, TARGETS, Scale, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 14_000_000_000)
+        results = run(folder, QUICK if quick else Scale(), begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, AT_LEAST, title="flatshare bench memory"))
+
+
+@bench.command()
 @click.option("--keep", is_flag=True, help="Leave the server up and say what to try.")
 @click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(2, 500), help="Each has two target models.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
@@ -78,12 +102,15 @@ def _require_disk(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _table(results: dict[str, float], targets: dict[str, float]) -> Table:
-    table = Table("figure", "measured", "target", "", title="flatshare bench story")
+def _table(
+    results: dict[str, float], at_most: dict[str, float], at_least: dict[str, float] | None = None, *, title: str = "flatshare bench story"
+) -> Table:
+    table = Table("figure", "measured", "target", "", title=title)
     for key, value in results.items():
-        target = targets.get(key)
-        verdict = "" if target is None else "[green]reached[/]" if value <= target else "[red]missed[/]"
-        table.add_row(key, f"{value:g}", "" if target is None else f"≤ {target:g}", verdict)
+        most, least = at_most.get(key), (at_least or {}).get(key)
+        target = f"≤ {most:g}" if most is not None else f"≥ {least:g}" if least is not None else ""
+        is_reached = value <= most if most is not None else least is None or value >= least
+        table.add_row(key, f"{value:g}", target, ("[green]reached[/]" if is_reached else "[red]missed[/]") if target else "")
     return table
 
 
