@@ -62,13 +62,16 @@ class FakeFinder:
         self.searches += 1
         self.in_use = in_use
         await self.gate.wait()
+        await self.require(source)
+        stored = self.models[source.uri.rsplit("/", 1)[1]]
+        return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
+
+    async def require(self, source: ModelSource) -> None:
         name = source.uri.rsplit("/", 1)[1]
         if name in self.failures:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
-        stored = self.models[name]
-        return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
 
     async def known(self, source: ModelSource) -> StoredModel | None:
         return self.models.get(source.uri.rsplit("/", 1)[1])
@@ -114,13 +117,14 @@ async def running_flat(
     *,
     anonymous_share: float = 0.5,
     patience_s: float = 5.0,
+    recheck_s: float = 10.0,
     threads: Executor | None = None,
     sharing: SharingSettings = LRU,
 ) -> AsyncIterator[Flat]:
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
     with threads or ThreadPoolExecutor(2) as loaders:
-        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=10.0, sharing=sharing)
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=recheck_s, sharing=sharing)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()

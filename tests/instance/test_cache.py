@@ -1,6 +1,7 @@
 """The cache: one load whoever asks, nothing evicted in use, every rider settled, and the books balanced after each step."""
 
 import asyncio
+import math
 import selectors
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -288,6 +289,7 @@ class TestBudget:
         await flat.use("m0", "m1", "m2", "m3")
         await flat.cache.set_memory(BASE + SESSION + 2 * (OWN + 1_000))
         assert flat.resident == {"m2", "m3"}
+        assert flat.journal.evictions == {"shrunk": 2}
 
     async def test_a_budget_that_what_is_in_use_exceeds_is_not_taken(self) -> None:
         async with running_flat(50_000, anonymous_share=1.0, patience_s=0.02) as flat:
@@ -312,6 +314,7 @@ async def test_decisions_are_noted_with_their_reasons(flat: Flat) -> None:
     assert [entry.model for entry in flat.entries("unload")] == [source("m4").uri]
     assert all("new of" in entry.reason for entry in flat.entries("load"))
     assert flat.journal.counts == {"load": 5, "evict": 1, "unload": 1}
+    assert flat.journal.evictions == {"mapped": 1, "asked": 1}
 
 
 async def test_the_snapshot_shows_the_most_recently_used_first(flat: Flat) -> None:
@@ -508,3 +511,16 @@ class TestChangedArtifacts:
             await flat.use("m0")
             await asyncio.sleep(0)
         assert flat.finder.searches == 1 + 2, "one load, and every ten seconds a look"
+
+    async def test_where_changes_are_to_wait_for_an_eviction_they_do_and_then_they_count(self) -> None:
+        async with running_flat(100_000, recheck_s=math.inf) as flat:
+            flat.finder.put("m0")
+            await flat.use("m0")
+            flat.finder.models["m0"] = stored_model("m0 retrained", {"weights of m0, retrained": 900})
+            for _ in range(5):
+                flat.clock.advance(1e6)
+                assert (await ride(flat, "m0")).digest == stored_model("m0", {}).manifest.digest
+                await asyncio.sleep(0)
+            assert flat.finder.searches == 1
+            await flat.cache.unload(key_of("m0"))
+            assert (await ride(flat, "m0")).digest == stored_model("m0 retrained", {}).manifest.digest

@@ -128,7 +128,7 @@ class TestFairness:
         async with asyncio.timeout(10):
             short = await bench.run(lambda: 2, ticket=Ticket(B))
         assert short.result == 2
-        assert bench.waiting() == {A: 3}
+        assert bench.waiting_by_tenant() == {A: 3}
         gate.set()
         await asyncio.gather(*long)
         bench.close()
@@ -262,11 +262,11 @@ class Counting:
 
 async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:
     async with asyncio.timeout(10):
-        while bench.waiting().get(tenant, 0) != count:  # noqa: ASYNC110  # a thread takes from the queue, which has no event
+        while bench.waiting_by_tenant().get(tenant, 0) != count:  # noqa: ASYNC110  # a thread takes from the queue, which has no event
             await asyncio.sleep(0)
 
 
 async def until_running(bench: Workbench) -> None:
     async with asyncio.timeout(10):
-        while bench.waiting() or not bench.in_flight:  # noqa: ASYNC110
+        while bench.waiting or not bench.in_flight:  # noqa: ASYNC110
             await asyncio.sleep(0)

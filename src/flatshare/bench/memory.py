@@ -141,7 +141,7 @@ def _thrash(folder: Path, catalogue: list[Tenant], environment: dict[str, str], 
     for policy in ("value", "lru"):
         settings = folder / f"{policy}.toml"
         settings.write_text(f'[memory]\norder = "{policy}"\n')
-        server = start_server(folder / "thrash", HALF, more=("--settings", str(settings)), environment=environment)
+        server = start_server(folder / "thrash", HALF, options=("--settings", str(settings)), environment=environment)
         try:
             ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"s3://{BUCKET}/"))
             server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})

@@ -12,22 +12,30 @@ from typing import Any, Self
 
 import httptools
 import orjson
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from flatshare.bench.machine import Memory, cpu_seconds, family, memory_of
 from flatshare.client.aws import aws_client
 from flatshare.client.deploy import EndpointPlan, ensure_endpoint
+from flatshare.core.access import AccessKey
 
 ENDPOINT = "embeddings"
+_INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 
 
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, *, grpc_address: str | None = None, key: AccessKey | None = None
+    ) -> None:
         self.process = process
         self.url = url
-        self.sagemaker = aws_client("sagemaker", url)
-        self.runtime = aws_client("sagemaker-runtime", url, connections=32)
+        self.grpc_address = grpc_address
+        self.sagemaker = aws_client("sagemaker", url, key=key)
+        self.runtime = aws_client("sagemaker-runtime", url, connections=32, key=key)
 
     @property
     def port(self) -> int:
@@ -80,9 +88,11 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(data_dir: Path, prefix: Path, memory: str, *, before: Sequence[str] = ()) -> Iterator[RunningServer]:
-    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end."""
-    server = start_server(data_dir, memory, before=before)
+def running_server(
+    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, before: Sequence[str] = ()
+) -> Iterator[RunningServer]:
+    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures."""
+    server = start_server(data_dir, memory, key=key, before=before)
     try:
         server.deploy(prefix)
         yield server
@@ -95,24 +105,27 @@ def start_server(
     memory: str,
     *,
     log_file: Path | None = None,
-    more: Sequence[str] = (),
+    key: AccessKey | None = None,
+    options: Sequence[str] = (),
     before: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
     """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes.
 
-    `more` are arguments of `serve`, `before` is a command that runs it, `environment` is added to ours.
+    `options` are further ones of `serve`, `before` is a command that runs it, `environment` is added to ours.
     """
     command = [*before, sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
+    command += ["--auth", "none" if key is None else "sigv4"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
         process = subprocess.Popen(
-            [*command, "--log-level", "warning", *more],
+            [*command, *options, "--log-level", "warning"],
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
             env=os.environ | dict(environment or {}),
         )
-    return RunningServer(process, _first_json(process)["url"])
+    greeting = _first_json(process)
+    return RunningServer(process, greeting["url"], grpc_address=greeting["grpc"], key=key)
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
@@ -188,7 +201,16 @@ class PlainCaller:
 
 def invocation(target: str, body: bytes) -> bytes:
     """An InvokeEndpoint request, ready to be sent."""
-    return _message("POST", f"/endpoints/{ENDPOINT}/invocations", body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+    return _message("POST", _INVOCATIONS, body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+
+
+def signed_invocation(target: str, body: bytes, key: AccessKey) -> bytes:
+    """The same, signed now."""
+    headers = {"Host": "localhost", "Content-Type": "application/json", "X-Amzn-SageMaker-Target-Model": target}
+    request = AWSRequest("POST", f"http://localhost{_INVOCATIONS}", data=body, headers=headers)
+    SigV4Auth(Credentials(key.principal.key_id, key.secret), "sagemaker", "us-east-1").add_auth(request)
+    added = "".join(f"{name}: {request.headers[name]}\r\n" for name in ("X-Amzn-SageMaker-Target-Model", "X-Amz-Date", "Authorization"))
+    return _message("POST", _INVOCATIONS, body, added)
 
 
 def _message(method: str, path: str, body: bytes, headers: str) -> bytes:

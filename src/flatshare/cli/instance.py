@@ -1,10 +1,12 @@
 """`flatshare instance`: one instance on a Unix socket. The fleet driver starts it; people seldom do."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from flatshare.cli.options import SIZE, cores, settings_option
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, settings_option
 from flatshare.core.settings import SharingSettings
 
 
@@ -15,6 +17,7 @@ from flatshare.core.settings import SharingSettings
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="Disk budget of the tensor store.")
 @click.option("--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads.")
 @settings_option
+@changed_artifacts_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
@@ -26,6 +29,7 @@ def instance(
     disk_bytes: int,
     workers: int,
     sharing: tuple[Path, SharingSettings] | None,
+    changed_artifacts: str,
     follow_stdin: bool,
     json_logs: bool,
     instance_id: str,
@@ -41,14 +45,15 @@ def instance(
     import structlog
     import uvloop
 
-    from flatshare.core.settings import InstanceSettings
+    from flatshare.core.settings import KEEP, InstanceSettings
     from flatshare.instance.process import raise_descriptor_limit, serve_until_stopped
     from flatshare.telemetry import log
 
     log.configure(json=json_logs)
     structlog.contextvars.bind_contextvars(instance=instance_id, serves=name)
     raise_descriptor_limit()
-    settings = InstanceSettings(
-        store_dir, memory_bytes, disk_bytes=disk_bytes, workers=workers, sharing=sharing[1] if sharing else SharingSettings(), name=name
-    )
+    rules = sharing[1] if sharing else SharingSettings()
+    settings = InstanceSettings(store_dir, memory_bytes, disk_bytes=disk_bytes, workers=workers, sharing=rules, name=name)
+    if changed_artifacts == KEEP:
+        settings = replace(settings, recheck_s=math.inf)
     uvloop.run(serve_until_stopped(settings, socket_path, follow_stdin=follow_stdin))

@@ -9,14 +9,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, settings_option, url_option
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, errors, json_option, print_json, settings_option, url_option
 from flatshare.client.aws import environment
-from flatshare.core.settings import SharingSettings
+from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
+from flatshare.serving.limits import default_memory_bytes
+
+if TYPE_CHECKING:
+    from flatshare.build import Listening, ServeOptions
 
 
 @click.command(short_help="Start the server: gateway, control plane, instances.")
@@ -26,63 +31,84 @@ from flatshare.core.sizes import format_size
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
-    "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    show_default="8001, or a free one if --port is 0",
+    help="Port of the Open Inference Protocol over gRPC; 0 takes a free one.",
+)
+@click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    default=default_memory_bytes,
+    show_default="half of the machine's, or 3/4 of the container's less 192 MiB",
+    type=SIZE,
+    help="What all instances may take: private and mapped.",
 )
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="What imported models may take on disk.")
 @click.option(
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
 @settings_option
+@click.option(
+    "--max-instances", default=16, show_default=True, type=click.IntRange(1, 1000), help="Instances that all endpoints may have together."
+)
+@click.option(
+    "--database",
+    "database_url",
+    envvar="FLATSHARE_DATABASE_URL",
+    show_default="control.db below --data",
+    help="Where endpoints are kept: postgresql://user@host/name, which needs the extra 'postgres'. The variable hides a password from ps.",
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
+@click.option(
+    "--auth",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "sigv4", "bearer"]),
+    help="What callers must show: nothing; a signature as AWS's SDKs make it; a bearer token or a signature. See 'flatshare keys'.",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificate chain (PEM): serve HTTPS.")
+@click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Its key (PEM). SIGHUP reads both anew.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
+@changed_artifacts_option
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
 @json_option
-def serve(
-    data_dir: Path,
-    host: str,
-    port: int,
-    memory_bytes: int,
-    disk_bytes: int,
-    workers: int,
-    sharing: tuple[Path, SharingSettings] | None,
-    region: str,
-    insecure: bool,
-    json_logs: bool,
-    log_level: str,
-    as_json: bool,
-) -> None:
-    """Serve the SageMaker control plane and runtime, metrics and status on one port.
+def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> None:
+    """Serve SageMaker's control plane and runtime, Open Inference v2, metrics and status on one port, Open Inference over gRPC on another.
 
     Endpoints and imported models survive a restart; Ctrl-C or SIGTERM answers what is under way and stops.
 
     \b
     Examples:
-      flatshare serve                                  everything below ./data, 2 GiB, port 8080
+      flatshare serve                                  everything below ./data, port 8080, gRPC on 8001
       flatshare serve --memory 8GiB --port 9000
       flatshare serve --settings flatshare.toml        pins, shares of tenants, deadlines: docs/operations.md
+      flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
-    if not insecure:
-        _require_loopback(host)
     from flatshare import build
     from flatshare.telemetry import log
 
-    log.configure(json=json_logs, level=log_level)
-    _lock(data_dir)
-    share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
-    path = sharing[0] if sharing else None
-    settings = build.settings_for(
-        data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region, settings_path=path
-    )
-    with _port_in_use_explained(host, port):
-        build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
+    chosen = build.ServeOptions(**options)
+    _require_protection(chosen.host, chosen.auth, chosen.tls_cert, chosen.tls_key, insecure=insecure)
+    log.configure(json=chosen.json_logs, level=log_level)
+    _lock(chosen.data_dir)
+    with _start_explained(chosen.host, chosen.port):
+        build.run(
+            build.settings_for(chosen),
+            lambda listening: _greet(chosen, listening, as_json=as_json),
+        )
 
 
 @contextmanager
-def _port_in_use_explained(host: str, port: int) -> Iterator[None]:
+def _start_explained(host: str, port: int) -> Iterator[None]:
+    """What an operator can put right is told in a sentence."""
     try:
         yield
+    except IncompatibleState as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
@@ -101,23 +127,33 @@ def _lock(data_dir: Path) -> None:
         ) from None
 
 
-def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
-    url = f"http://{host}:{port}"
+def _greet(chosen: "ServeOptions", listening: "Listening", *, as_json: bool) -> None:
+    url = f"{chosen.scheme}://{chosen.host}:{listening.port}"
+    grpc = None if listening.grpc_port is None else f"{chosen.host}:{listening.grpc_port}"
     if as_json:
-        print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
+        print_json({"url": url, "grpc": grpc, "pid": os.getpid(), "data": str(chosen.data_dir)})
         return
-    errors.print(
-        f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
-    )
+    spoken = "" if grpc is None else f", gRPC on {grpc},"
+    room, folder = format_size(chosen.memory_bytes), escape(str(chosen.data_dir))
+    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/]{spoken} with {room} of memory; state in {folder}")
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 
 
-def _require_loopback(host: str) -> None:
-    if not _is_loopback(host):
+def _require_protection(host: str, auth: str, tls_cert: Path | None, tls_key: Path | None, *, insecure: bool) -> None:
+    """Beyond this machine nobody is served unknown, unless the operator insists."""
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together: give both, or neither")
+    if _is_loopback(host):
+        return
+    if auth == "none" and not insecure:
         raise click.UsageError(
-            f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure"
+            f"without authentication {host} would be open to everybody: say --auth sigv4 (and see 'flatshare keys create'), "
+            "listen on 127.0.0.1, or insist with --insecure"
         )
+    if tls_cert is None:
+        what = "tokens and bodies" if auth == "bearer" else "bodies"
+        errors.print(f"[yellow]warning:[/] without --tls-cert and --tls-key, {what} travel readable to and from {host}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Step 1 of 4 on a deployment's path: POST / with X-Amz-Target becomes one operation in one transaction."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 
@@ -11,7 +12,8 @@ from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput
 from flatshare.core.settings import ControlSettings, FleetSettings
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.aws_json import error_reply, sagemaker_codec
+from flatshare.wire.aws_json import sagemaker_codec
+from flatshare.wire.aws_services import codec_of
 from flatshare.wire.aws_shapes import Params
 from flatshare.wire.faults import control_fault
 from flatshare.wire.http import TOO_LARGE, Reply, Request
@@ -53,7 +55,7 @@ class ControlApp:
 
     async def handle(self, request: Request) -> Reply:
         """Never raises: every error is a reply."""
-        request_id = str(uuid.uuid4())
+        request_id = request.id or str(uuid.uuid4())
         try:
             return await self._answer(request, request_id)
         except Exception as error:
@@ -62,7 +64,8 @@ class ControlApp:
             if fault.status >= 500:
                 log.exception("control_call_failed", request_id=request_id)
                 message = f"An internal error occurred: look for request {request_id} in the log of flatshare."
-            return error_reply(fault.status, fault.code, message, request_id=request_id)
+            codec = await asyncio.to_thread(codec_of, request)  # the first call meant for another service reads that service's model
+            return codec.error(fault.status, fault.code, message, request_id=request_id)
 
     async def _answer(self, request: Request, request_id: str) -> Reply:
         if TOO_LARGE in request.headers:
@@ -72,9 +75,10 @@ class ControlApp:
         operation = OPERATIONS[call.operation]
         now_s = round(self._clock.wall_s(), 3)  # as clients see it, so that a filter by what they saw finds it
         ready_counts = self._reconciler.ready_counts()
-        output = await self._state.run(
+        only_looks = call.operation.startswith(("Describe", "List"))
+        output = await (self._state.look if only_looks else self._state.change)(
             lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts), call.params)
         )
-        if not call.operation.startswith(("Describe", "List")):
+        if not only_looks:
             self._reconciler.wake()
         return codec.reply(call.operation, output, request_id=request_id)

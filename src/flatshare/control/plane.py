@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flatshare.control.app import ControlApp
 from flatshare.control.drivers.base import Driver
 from flatshare.control.fleet import InstanceSnapshot
-from flatshare.control.loops.reconcile import Reconciler, take_back
+from flatshare.control.loops.reconcile import Reconciler
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.ids import EndpointName
@@ -43,15 +43,14 @@ class Control:
         self._driver = driver
         self._clock = clock
         self._state = State(settings.database_url)
-        self._reconciler = Reconciler(self._state, driver, clock, publish, memory_bytes=fleet.memory_bytes, tick_s=settings.tick_s)
+        self._reconciler = Reconciler(self._state, driver, clock, publish, fleet=fleet, tick_s=settings.tick_s)
         self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet)
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Returns when calls are answered; endpoints of an earlier run are being brought back then."""
         await asyncio.to_thread(sagemaker_codec)
-        await self._state.open()
-        await self._state.run(lambda rows: take_back(rows, now_s=round(self._clock.wall_s(), 3)))
+        await self._state.open(now_s=self._clock.wall_s())
         self._loop = asyncio.create_task(self._reconciler.run(), name="reconcile")
         await self._reconciler.has_looked.wait()
 

@@ -12,16 +12,34 @@ MAX_BODY_BYTES = 6_291_456
 """InvokeEndpoint's limit in botocore's service model."""
 
 
+REPLACE, KEEP = "replace", "keep"
+"""What becomes of a model in memory when another version lies under its key."""
+
+
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """The front door."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
+    """None serves no gRPC, 0 takes a free port."""
     max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = 1024
     hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
     drain_s: float = 25.0  # SageMaker kills 30 s after SIGTERM
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySettings:
+    """Who may call, and where it is written down."""
+
+    auth: str = "none"
+    """none · sigv4 · bearer"""
+    keys_file: Path = Path("keys.json")
+    audit_dir: Path = Path("audit")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +62,14 @@ class FleetSettings:
     workers: int = 2
     """Engine threads of each instance."""
     has_json_logs: bool = False
+    changed_artifacts: str = REPLACE
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     settings_path: Path | None = None
     """The file of settings that every instance reads for itself."""
     max_instances: int = 16
+    parallel_starts: int = 4
+    """Instances that start at the same time: a start takes a core for half a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
@@ -144,5 +165,5 @@ class InstanceSettings:
     name: str = ""
     """Endpoint and variant: what is remembered across restarts is remembered by it."""
     patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
-    recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again
+    recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again; infinite: never
     drain_s: float = 25.0

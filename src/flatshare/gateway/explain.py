@@ -33,7 +33,7 @@ class ModelExplainer:
         if upstream is None:
             raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
         headers = container.source_headers(source)
-        reply = await upstream.client.request("GET", f"/flatshare/explain/{key}", headers=headers, timeout_s=_TIMEOUT_S)
+        reply = await upstream.client.request("GET", f"/models/{key}/explain", headers=headers, timeout_s=_TIMEOUT_S)
         if reply.status != 200:
             return reply
         said: dict[str, Any] = orjson.loads(reply.body)

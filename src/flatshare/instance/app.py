@@ -6,6 +6,7 @@ from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
+from structlog.contextvars import bind_contextvars
 
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ModelKey
@@ -17,11 +18,10 @@ from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import container, faults
-from flatshare.wire.http import Reply, Request
+from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
-_EXPLAIN = re.compile(r"/flatshare/explain/(?P<key>[0-9A-Za-z._-]+)")
-_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
+_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact|/explain)?")
 
 
 class InstanceApp:
@@ -46,6 +46,7 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
+        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
@@ -55,23 +56,32 @@ class InstanceApp:
             return container.error_reply(500, "InternalFailure", f"the model failed: {type(error).__name__}: {error}")
 
     async def _route(self, request: Request) -> Reply:
-        if request.method == "GET" and (asked := _EXPLAIN.fullmatch(request.path)):
-            return await self._explain(ModelKey(asked["key"]), request)
         path = _PATH.fullmatch(request.path)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
             if handler is None:
                 raise BadInput(f"{request.method} {request.path} is not part of the container contract")
             return await handler(request)
-        key = ModelKey(path["key"])
-        if request.method == "POST" and path["invoke"]:
-            return await self._server.invoke(key, container.parse_source(request), request)
-        if request.method == "GET" and not path["invoke"]:
-            return self._describe(key)
-        if request.method == "DELETE" and not path["invoke"]:
-            await self._cache.unload(key)
-            return Reply(200)
-        raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+        return await self._route_model(ModelKey(path["key"]), path["action"], request)
+
+    async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
+        reply = Reply(200)
+        match request.method, action:
+            case "POST", "/invoke":
+                reply = await self._server.invoke(key, container.parse_source(request), request)
+            case "GET", None:
+                reply = self._describe(key)
+            case "DELETE", None:
+                await self._cache.unload(key)
+            case "GET", "/metadata":
+                reply = await self._server.describe(key, container.parse_source(request))
+            case "GET", "/explain":
+                reply = await self._explain(key, request)
+            case "GET", "/artifact":
+                await self._cache.require(key, container.parse_source(request))
+            case _:
+                raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+        return reply
 
     async def _ping(self, _: Request) -> Reply:
         return Reply(200)
@@ -106,11 +116,13 @@ class InstanceApp:
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
             "in_flight": self._workbench.in_flight,
-            "waiting": self._workbench.waiting(),
+            "waiting": self._workbench.waiting,
+            "waiting_by_tenant": self._workbench.waiting_by_tenant(),
             "merged": self._workbench.merged,
             "thrash": asdict(self._cache.demand.thrash) | {"lacks_memory": self._cache.demand.lacks_memory},
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,
+            "eviction_counts": self._journal.evictions,
         }
         return Reply(200, orjson.dumps(status))

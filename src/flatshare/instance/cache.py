@@ -161,6 +161,14 @@ class ModelCache:
         if key not in self._entries:
             await asyncio.shield(self._begin(key, source).ready)
 
+    async def require(self, key: ModelKey, source: ModelSource | None) -> None:
+        """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
+        if key in self._entries:
+            return
+        if source is None:
+            raise NotResident(f"model {key} is not loaded: POST /models first")
+        await self._finder.require(source)
+
     async def unload(self, key: ModelKey) -> None:
         """Take a model out of memory once its riders are done; its memory is free when this returns. Raises NotResident."""
         entry = self._entries.get(key)
@@ -169,13 +177,13 @@ class ModelCache:
         while entry.leases > 0 or not entry.ready.done():
             await self.room.change()
         if self._entries.get(key) is entry and _is_loaded(entry):
-            await self.remove(key, "unload", "asked for")
+            await self.remove(key, "unload", "asked", "asked for")
 
     def replace(self, digests: frozenset[ModelDigest], reason: str) -> None:
         """Models of these digests leave as soon as their riders have, and the next request loads them anew."""
         for key, entry in list(self._entries.items()):
             if _is_loaded(entry) and entry.ready.result().digest in digests:
-                self._begin_removal(key, "replace", reason)
+                self._begin_removal(key, "replace", "replaced", reason)
 
     async def set_memory(self, memory_bytes: int) -> None:
         """Change the budget; what no longer fits leaves as soon as it is idle.
@@ -317,7 +325,7 @@ class ModelCache:
             return
         entry.checked_s = self._clock.monotonic_s()
         if stored.manifest.digest != before and self._entries.get(key) is entry:
-            self._begin_removal(key, "replace", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
+            self._begin_removal(key, "replace", "replaced", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
 
     def _end_recheck(self, done: asyncio.Task[None]) -> None:
         self._recheck_task = None
@@ -335,8 +343,8 @@ class ModelCache:
         entry = self._entries.get(key)
         return entry is not None and _is_loaded(entry) and entry.leases == 0
 
-    async def remove(self, key: ModelKey, kind: str, reason: str) -> None:
-        await asyncio.shield(self._begin_removal(key, kind, reason))
+    async def remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
+        await asyncio.shield(self._begin_removal(key, kind, cause, reason))
 
     @property
     def can_change(self) -> bool:
@@ -349,15 +357,15 @@ class ModelCache:
 
     # Leaving.
 
-    def _begin_removal(self, key: ModelKey, kind: str, reason: str) -> asyncio.Task[None]:
+    def _begin_removal(self, key: ModelKey, kind: str, cause: str, reason: str) -> asyncio.Task[None]:
         """Out of the table at once, out of the books when the memory is given back."""
         entry = self._entries.pop(key)
-        departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, reason))
+        departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, cause, reason))
         self._departing[key] = departure
         departure.add_done_callback(lambda _: self._departing.pop(key))
         return departure
 
-    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
+    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, cause: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self.room.change()
@@ -366,7 +374,7 @@ class ModelCache:
         self._books.release(key)
         if kind == "evict":
             self.demand.evicted(key)
-        self._note(kind, entry.source.uri, reason, started_s)
+        self._note(kind, entry.source.uri, reason, started_s, cause)
         self.room.changed.set()
 
     def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
@@ -377,9 +385,9 @@ class ModelCache:
     def _digests_in_use(self) -> frozenset[ModelDigest]:
         return frozenset(entry.ready.result().digest for entry in self._entries.values() if _is_loaded(entry))
 
-    def _note(self, kind: str, uri: str, reason: str, started_s: float) -> None:
+    def _note(self, kind: str, uri: str, reason: str, started_s: float, cause: str = "") -> None:
         took_ms = 1e3 * (self._clock.monotonic_s() - started_s)
-        self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms))
+        self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms, cause))
         log.info(f"model_{kind}", uri=uri, reason=reason, took_ms=round(took_ms, 1))
 
 

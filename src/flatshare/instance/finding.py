@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import Protocol
 
@@ -30,6 +31,9 @@ class Finder(Protocol):
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         """Private memory that a load of the model was seen to take: `find` tells it from now on. Returns at once."""
+
+    async def require(self, source: ModelSource) -> None:
+        """Raises UnknownTarget if nothing lies at `source`; imports nothing."""
 
 
 class ModelFinder:
@@ -64,6 +68,10 @@ class ModelFinder:
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         """Returns at once; written by one of the threads."""
         self._threads.submit(self._store.catalog.remember_footprint, digest, own_bytes)
+
+    async def require(self, source: ModelSource) -> None:
+        """Raises UnknownTarget if nothing lies at `source`, or StoreUnavailable; imports nothing."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, partial(probe, ArtifactUri(source.uri), root=source.root))
 
     def close(self) -> None:
         if self._retirement is not None:

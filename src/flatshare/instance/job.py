@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[T]):
-    """What came of a piece of work, and how long it ran."""
+    """What came of a piece of work, how long it ran, and how long it had waited for a thread."""
 
     result: T
     seconds: float
+    waited_s: float
     share: float = 1.0
     """How much of the run was this piece's: less than all if others shared it."""
 
@@ -55,9 +56,10 @@ PLAIN = Ticket()
 class Job:
     """Made on the loop, run on a worker."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "done", "has_begun", "ticket")
+    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "ticket")
 
     def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: threading.Event | None) -> None:
+        self.asked_s = time.perf_counter()
         self._work: Callable[[], Any] | None = work
         self._loop = asyncio.get_running_loop()
         self._stop = stop
@@ -100,7 +102,7 @@ class Job:
             return
         started = time.perf_counter()
         try:
-            outcome = Run(work(), time.perf_counter() - started)
+            outcome = Run(work(), time.perf_counter() - started, started - self.asked_s)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             self.fail(error)
             return
@@ -154,4 +156,4 @@ def run_together(jobs: Sequence[Job]) -> None:
         return
     seconds, units = time.perf_counter() - started, sum(job.ticket.units for job in jobs)
     for job, part in zip(jobs, parts, strict=True):
-        job.succeed(Run(part, seconds, job.ticket.units / units))
+        job.succeed(Run(part, seconds, started - job.asked_s, job.ticket.units / units))

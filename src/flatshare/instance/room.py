@@ -39,8 +39,8 @@ class Table(Protocol):
     def is_idle(self, key: ModelKey) -> bool:
         """Still here and not lent out: what was idle when the plan was made may have found a rider since."""
 
-    async def remove(self, key: ModelKey, kind: str, reason: str) -> None:
-        """Take it out of memory; returns when the books say so."""
+    async def remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
+        """Take it out of memory; returns when the books say so. `cause` is one word, for metrics."""
 
     @property
     def can_change(self) -> bool:
@@ -134,7 +134,7 @@ class Room:
             if shortage.is_over:
                 return
             if self._table.is_idle(resident.key):
-                await self._table.remove(resident.key, "evict", purpose)
+                await self._table.remove(resident.key, "evict", "pressure", purpose)
             shortage = admit.shortage_after(self.view(), 0, 0)
 
     async def change(self, within_s: float | None = None) -> None:
@@ -174,7 +174,8 @@ class Room:
         if admission.verdict is Verdict.NEVER_FITS:
             raise NeverFits(admission.reason)
         for victim in filter(self._table.is_idle, admission.victims):
-            await self._table.remove(victim, "evict", f"{purpose}: {admission.reason}")
+            cause = admission.short_of if need.total_bytes else "shrunk"
+            await self._table.remove(victim, "evict", cause, f"{purpose}: {admission.reason}")
         return admission
 
     def _rules(self) -> Rules:

@@ -47,7 +47,12 @@ class Server:
                 run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop, ticket)
                 self._paces.note(key, run.seconds * run.share, ticket.units)
                 answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds))
+                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+
+    async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
+        """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
+        async with self._cache.lease(key, source) as lease:
+            return container.render_metadata(lease.model.signature, lease.digest)
 
     def _ticket(self, key: ModelKey, lease: Lease, call: InferCall, deadline_s: float | None) -> Ticket:
         """Whose work it is, how much, until when, and what it may be run with."""
@@ -85,8 +90,12 @@ def _milliseconds(text: str) -> float:
     return value
 
 
-def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:
-    headers = [(container.MODEL_DIGEST, lease.digest.encode()), (container.MODEL_MS, b"%.3f" % (1e3 * ran_s))]
+def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (container.MODEL_DIGEST, lease.digest.encode()),
+        (container.MODEL_MS, b"%.3f" % (1e3 * ran_s)),
+        (container.QUEUE_MS, b"%.3f" % (1e3 * waited_s)),
+    ]
     if lease.cold_start_s is not None:
         headers.append((container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)))
     return headers

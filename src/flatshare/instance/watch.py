@@ -94,7 +94,7 @@ class Watch:
             h.key for h in self._cache.held() if h.leases == 0 and now_s - h.used_s > ttl_s and not self._cache.room.is_pinned(h.source)
         ]
         for key in filter(self._cache.is_idle, stale):
-            await self._cache.remove(key, "expire", f"idle for more than {ttl_s:g} s")
+            await self._cache.remove(key, "expire", "idle", f"idle for more than {ttl_s:g} s")
 
     async def _see_that_memory_came_back(self) -> None:
         balance, now_s = self._cache.balance(), self._clock.monotonic_s()

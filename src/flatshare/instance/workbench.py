@@ -67,8 +67,12 @@ class Workbench:
             self.in_flight -= 1
         return outcome
 
-    def waiting(self) -> Mapping[Tenant, int]:
-        """How many requests of each tenant wait for their turn."""
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self._queue)
+
+    def waiting_by_tenant(self) -> Mapping[Tenant, int]:
         with self._lock:
             return self._queue.tenants()
 

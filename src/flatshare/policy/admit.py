@@ -84,6 +84,8 @@ class Admission:
     """If it waits: only for its own tenant's models, so it must not hold up others."""
     wait_s: float | None = None
     """If it waits: until when a look again is due although nothing was given back."""
+    short_of: str = ""
+    """If it evicts, what lacks room: anonymous, which is hard, before mapped; or the tenant's ceiling."""
 
 
 def decide(view: MemoryView, need: Need) -> Admission:
@@ -116,7 +118,7 @@ def _displacing(view: MemoryView, need: Need, shortage: Shortage, lack: str) -> 
             return scratch
     if victims is None:
         return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use", wait_s=_wait_s(view))
-    return Admission(Verdict.EVICT_FIRST, victims, lack)
+    return Admission(Verdict.EVICT_FIRST, victims, lack, short_of="anonymous" if shortage.anonymous_bytes > 0 else "mapped")
 
 
 def shortage_after(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> Shortage:
@@ -156,7 +158,7 @@ def _over_ceiling(view: MemoryView, need: Need) -> Admission | None:
     lack = f"tenant {need.tenant} would exceed its ceiling of {format_size(ceiling)} by {format_size(over)}"
     if victims is None:
         return Admission(Verdict.WAIT, (), f"{lack}, and its other models are in use", is_own_limit=True, wait_s=_wait_s(view))
-    return Admission(Verdict.EVICT_FIRST, victims, lack)
+    return Admission(Verdict.EVICT_FIRST, victims, lack, short_of="ceiling")
 
 
 def _are_worth_more(victims: tuple[ModelKey, ...], residents: tuple[Resident, ...], need: Need) -> bool:
@@ -174,7 +176,7 @@ def _into_scratch(view: MemoryView, need: Need, holders: Holders, manners: Manne
     if victims is None:
         return None
     reason = "worth less than what it would push out: served from the scratch slot"
-    return Admission(Verdict.EVICT_FIRST if victims else Verdict.ADMIT, victims, reason, is_scratch=True)
+    return Admission(Verdict.EVICT_FIRST if victims else Verdict.ADMIT, victims, reason, is_scratch=True, short_of="scratch")
 
 
 def _wait_s(view: MemoryView) -> float | None:

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
+from flatshare.core.signature import Task
 from flatshare.core.spec import ModelManifest, TensorPlace, TensorSpec
 
 SCHEMA = """
@@ -228,7 +229,8 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
-    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), **fields)
+    notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
+    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=Task(fields.pop("task", Task.EMBEDDING)), **fields)
 
 
 def _tensor(fields: dict[str, Any]) -> TensorSpec:

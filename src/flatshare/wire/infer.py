@@ -9,12 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import BadInput
 from flatshare.core.signature import Task
-from flatshare.wire import texts, v2
+from flatshare.wire import json_body, texts, v2
 from flatshare.wire.http import JSON
 
 BINARY_TYPE = "application/vnd.sagemaker-triton.binary+json"
@@ -61,6 +59,12 @@ def binary_content_type(header_bytes: int) -> bytes:
     return b"%b;json-header-size=%d" % (BINARY_TYPE.encode(), header_bytes)
 
 
+def as_json(content_type: bytes, body: bytes) -> bytes:
+    """A model's answer without binary tensors, for those who compare answers; any other body as it is."""
+    size = _HEADER_SIZE.fullmatch(content_type.decode("latin-1"))
+    return body if size is None else v2.as_json(body[: int(size[1])], body[int(size[1]) :])
+
+
 def _parse_json(fields: dict[str, Any]) -> WireCall:
     inputs = fields.get("inputs")
     if isinstance(inputs, list) and inputs and isinstance(inputs[0], dict):
@@ -82,10 +86,7 @@ def _as_v2(fields: dict[str, Any], tail: bytes = b"") -> WireCall:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+    fields = json_body.parsed(body)
     if not isinstance(fields, dict):
         raise BadInput("the body must be a JSON object")
     return fields
