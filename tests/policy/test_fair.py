@@ -88,6 +88,26 @@ def test_long_ones_wait_if_they_have_to() -> None:
     assert queue.pop() == "long"
 
 
+def test_long_ones_that_had_to_wait_are_no_backlog_before_those_who_came_later() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for number in range(20):
+        queue.push(f"a{number}", A, cost=1, weight=1, is_long=True)
+        queue.push("short", A, cost=1, weight=1)
+    for _ in range(20):
+        queue.pop(with_long=False)
+    queue.push("b", B, cost=1, weight=1, is_long=True)
+    assert "b" in {queue.pop(), queue.pop()}
+
+
+def test_the_lines_of_short_and_long_ones_take_turns() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for _ in range(20):
+        queue.push("long", A, cost=4, weight=1, is_long=True)
+        queue.push("short", A, cost=1, weight=1)
+    first = Counter(queue.pop() for _ in range(20))
+    assert first["short"] == 16
+
+
 def test_what_is_alike_goes_along_and_is_not_served_twice() -> None:
     queue: FairQueue[str] = FairQueue()
     for item in ("x1", "y1", "x2", "x3"):

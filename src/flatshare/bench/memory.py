@@ -64,7 +64,7 @@ def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
 
 def _neighbours(server: RunningServer, catalogue: list[Tenant], scale: Scale, results: Results, begin: Steps) -> None:
     step = begin("a victim alone and beside floods", 4)
-    victim, others = catalogue[0].target, [tenant.target for tenant in catalogue[2:12:2]]
+    victim, others = catalogue[0].target, [tenant.target for tenant in catalogue[2:4]]  # one other tenant: query and document
 
     def asked() -> list[Answer]:
         pick = lambda number: (victim, text_of(30, number))  # noqa: E731

@@ -35,6 +35,7 @@ class Workbench:
         self._queue: FairQueue[Job] = FairQueue()
         self._running: dict[int, _Running] = {}
         self._short_s = float("-inf")
+        self._visitors = _Visitors()
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each job, and one for each worker at the end
         self._threads = [threading.Thread(target=self._work, args=(n,), name=f"engine-{n}", daemon=True) for n in range(workers)]
         self.in_flight = 0
@@ -100,18 +101,21 @@ class Workbench:
                 raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
             if len(self._running) >= self._workers and self._queue.waiting(ticket.tenant) >= most:
                 raise OverQuota(f"{most} requests of tenant {ticket.tenant} wait already, its limit: call again later")
-            self._require_in_time(ticket)
             is_long = 1e3 * ticket.run_s > settings.long_run_ms
+            self._require_in_time(ticket, is_long=is_long)
+            now_s = time.monotonic()
+            self._visitors.note(ticket.tenant, now_s)
             if not is_long:
-                self._short_s = time.monotonic()
+                self._short_s = now_s
             return self._queue.push(job, ticket.tenant, cost=ticket.run_s, weight=tenant.weight, is_long=is_long)
 
-    def _require_in_time(self, ticket: Ticket) -> None:
+    def _require_in_time(self, ticket: Ticket, *, is_long: bool) -> None:
         if ticket.deadline_s is None:
             return
         now_s = time.monotonic()
         running_s = sum(max(0.0, running.until_s - now_s) for running in self._running.values())
-        load = Load(self._workers, self._queue.ahead_of(ticket.tenant), running_s if len(self._running) >= self._workers else 0.0)
+        ahead_s = self._queue.ahead_of(ticket.tenant, is_long=is_long)
+        load = Load(self._workers, ahead_s, running_s if len(self._running) >= self._workers else 0.0)
         left_s = ticket.deadline_s - now_s
         if pace.is_too_late(load, ticket.run_s, left_s):
             expected_ms = 1e3 * (pace.wait_s(load) + ticket.run_s)
@@ -145,24 +149,26 @@ class Workbench:
             job = self._queue.pop(with_long=not has_to_wait)
             if job is None or self._is_closed:
                 return []
-            jobs = [job, *self._like(job)]
+            jobs = [job, *self._like(job, now_s)]
             expected_s = sum(one.ticket.run_s for one in jobs)
             self._running[number] = _Running(now_s, now_s + expected_s, 1e3 * job.ticket.run_s > self._sharing.queue.long_run_ms)
             for one in jobs:
                 one.begin()
             return jobs
 
-    def _like(self, job: Job) -> list[Job]:
+    def _like(self, job: Job, now_s: float) -> list[Job]:
         """Others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
-        left = self._sharing.queue.batch_tokens - job.ticket.units
-        mergeable = job.ticket.mergeable
-        if mergeable is None or left <= 0:
-            return []
-        found = []
-        for other in self._queue.take_like(lambda other: _is_like(job, other), job.ticket.tenant):
+        ticket, settings = job.ticket, self._sharing.queue
+        others = self._visitors.are_others_than(ticket.tenant, now_s - _KEEP_FOR_SHORT_S)
+        room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others)
+        room_s, room = room_s - ticket.run_s, settings.batch_tokens - ticket.units
+        found: list[Job] = []
+        if ticket.mergeable is None or room < ticket.units or room_s < ticket.run_s:
+            return found
+        for other in self._queue.take_like(lambda other: _is_like(job, other), ticket.tenant):
             found.append(other)
-            left -= other.ticket.units
-            if left < job.ticket.units:
+            room, room_s = room - other.ticket.units, room_s - other.ticket.run_s
+            if room < ticket.units or room_s < ticket.run_s:
                 break
         return found
 
@@ -181,6 +187,22 @@ class Workbench:
             with self._lock:
                 del self._running[number]
                 self.merged += len(timely) if len(timely) > 1 else 0
+
+
+class _Visitors:
+    """Whose requests came lately: the last tenant, and the last one before it that was another."""
+
+    def __init__(self) -> None:
+        self._last: Tenant | None = None
+        self._last_s = self._other_s = float("-inf")
+
+    def note(self, tenant: Tenant, now_s: float) -> None:
+        if self._last is not None and tenant != self._last:
+            self._other_s = self._last_s
+        self._last, self._last_s = tenant, now_s
+
+    def are_others_than(self, tenant: Tenant, since_s: float) -> bool:
+        return (self._other_s if tenant == self._last else self._last_s) > since_s
 
 
 @dataclass(frozen=True, slots=True)

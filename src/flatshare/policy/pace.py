@@ -63,3 +63,8 @@ def is_too_late(load: Load, run_s: float, left_s: float) -> bool:
 def must_wait_for_short(*, workers: int, long_running: int, since_short_s: float, keep_s: float) -> bool:
     """A long run may not take the last worker while short ones keep coming: they would wait for all of it."""
     return workers > 1 and long_running >= workers - 1 and since_short_s < keep_s
+
+
+def batch_room_s(*, longest_s: float, are_others_about: bool) -> float:
+    """How long a run of several requests may take: as long as it likes, unless another tenant may come and have to wait for all of it."""
+    return longest_s if are_others_about else float("inf")
