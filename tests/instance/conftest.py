@@ -135,7 +135,15 @@ async def running_flat(
 @pytest.fixture(autouse=True)
 def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is booked counts: these tests run in a process that holds torch."""
-    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache", "test_hot", "test_sharing", "test_watch"}:
+    if request.module.__name__.rpartition(".")[2] in {
+        "test_app",
+        "test_books",
+        "test_cache",
+        "test_cache_sharing",
+        "test_hot",
+        "test_sharing",
+        "test_watch",
+    }:
         monkeypatch.setattr(books_module, "anonymous_bytes", lambda: 0)
 
 
