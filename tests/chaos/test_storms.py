@@ -125,8 +125,9 @@ def test_a_soak_at_twice_what_fits_leaves_memory_threads_descriptors_and_maps_fl
         first = _vitals(endpoint)
         _drive(endpoint, names, before, seconds)
         last = _vitals(endpoint)
-        for name in ("threads", "descriptors", "maps"):
-            assert last[name] <= first[name] + 8, (name, first, last)
+        # Which models are resident at the moment differs, and with them a few maps; a leak would grow with hundreds of loads.
+        for name, tolerance in {"threads": 4, "descriptors": 8, "maps": 40}.items():
+            assert last[name] <= first[name] + tolerance, (name, first, last)
         assert last["anonymous"] <= first["anonymous"] * 1.1 + 8 * MIB, (first, last)
         require_balanced(endpoint)
 
