@@ -14,7 +14,6 @@ from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
 from flatshare.instance import process
 from flatshare.instance.backends.base import Backend, LoadedModel
-from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
 
 _leaked: list[bytearray] = []
@@ -49,7 +48,7 @@ class FusedBackend(MappedBackend):
 
 
 def _engines(settings: InstanceSettings) -> Backend:
-    return Engines({"mapped": FusedBackend(concurrent_runs=settings.workers)})
+    return FusedBackend(concurrent_runs=settings.workers)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ from flatshare.core.errors import FlatshareError
 
 _COMMANDS = {
     "serve": "flatshare.cli.serve",
+    "package": "flatshare.cli.package",
+    "code": "flatshare.cli.package",
     "deploy": "flatshare.cli.deploy",
+    "release": "flatshare.cli.release",
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
     "keys": "flatshare.cli.keys",

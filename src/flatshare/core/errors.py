@@ -17,8 +17,10 @@
     ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
-    │  ├─ UnsupportedModel      well-formed, but of a kind that this version does not know
-    │  └─ Quarantined           it was running each time that its instance died
+    │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    ├─ ModelFailed              the model's own code raised, or answered what it may not
+    │  ├─ WorkerDied            the process that ran it died: a crash, or it took too long
+    │  └─ Quarantined           it did that too often, or to its whole instance, and is left alone for a while
     ├─ Overloaded               too many wait already
     │  ├─ OverQuota             too many of this tenant wait already
     │  └─ TooLate               the answer would come after its deadline
@@ -29,12 +31,12 @@
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
     ├─ PortInUse
-
-
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
-    ├─ ModelFailed              the model broke, or its container answered an error of its own
+    ├─ BadLayout                a layout, or what it is applied to, does not make a package
+    ├─ ReleaseConflict          what was asked of a model's versions contradicts what they are
+    ├─ CallFailed               a client's call was answered with an error that has no better name
     ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
@@ -132,8 +134,16 @@ class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
 
 
-class Quarantined(BadPackage):
-    """The model was running each time that its instance died, and is shut out for a while."""
+class ModelFailed(FlatshareError):
+    """The model's own code raised or answered what its config does not admit, or its container answered an error of its own."""
+
+
+class WorkerDied(ModelFailed):
+    """The process that ran the model crashed, was killed or hung; another has taken its place."""
+
+
+class Quarantined(ModelFailed):
+    """The model has brought down its worker or its instance several times: it is refused until a time that the sentence says."""
 
 
 class Overloaded(FlatshareError):
@@ -202,8 +212,16 @@ class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
 
 
-class ModelFailed(FlatshareError):
-    """The model broke, or its container answered an error of its own."""
+class BadLayout(FlatshareError):
+    """A layout is wrong in itself, or does not go with the files and variables it was given."""
+
+
+class ReleaseConflict(FlatshareError):
+    """A version or alias is not what the caller takes it for, or somebody changed it meanwhile."""
+
+
+class CallFailed(FlatshareError):
+    """A client's call failed at the other end, in its own words."""
 
 
 class TooSlow(FlatshareError):

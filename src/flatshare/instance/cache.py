@@ -26,7 +26,7 @@ from flatshare.core.errors import (
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, LoadedModel
+from flatshare.instance.backends.base import Backend, LoadedModel, RemoteModel
 from flatshare.instance.board import Board
 from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.demand import DemandBook
@@ -46,7 +46,7 @@ PLAIN_SHARING = SharingSettings()
 class Lease:
     """A model lent out: it stays in memory until the lease ends."""
 
-    model: LoadedModel
+    model: LoadedModel | RemoteModel
     digest: ModelDigest
     cold_start_s: float | None
     """How long this request waited for the load; None if the model was there."""
@@ -85,7 +85,7 @@ class _Entry:
 class _Loaded:
     digest: ModelDigest
     mapped_bytes: int
-    model: list[LoadedModel] = field(repr=False)
+    model: list[LoadedModel | RemoteModel] = field(repr=False)
     """The only lasting reference; emptied on a loader thread, since unmapping takes a millisecond."""
     took_s: float
 
@@ -369,6 +369,10 @@ class ModelCache:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self.room.change()
+        model = entry.ready.result().model[0]
+        if isinstance(model, RemoteModel):
+            await model.close()
+        del model
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)

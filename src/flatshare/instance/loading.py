@@ -8,7 +8,7 @@ from dataclasses import replace
 from flatshare.core.errors import BadPackage, StoreUnavailable
 from flatshare.core.ids import ModelKey
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, LoadedModel
+from flatshare.instance.backends.base import Backend, LoadedModel, RemoteBackend, RemoteModel
 from flatshare.instance.board import Board, Marked
 from flatshare.instance.books import Books, Reservation, anonymous_bytes
 from flatshare.instance.finding import Finder
@@ -34,11 +34,13 @@ class Loader:
         """What a load would take: predicted, corrected by what was measured."""
         predicted = self._backend.footprint(stored)
         own_bytes = footprint.own_bytes(predicted.own_bytes, stored.measured_own_bytes)
-        return Reservation(replace(predicted, own_bytes=own_bytes), stored.manifest.distinct_tensors)
+        return Reservation(replace(predicted, own_bytes=own_bytes), stored.manifest.distinct_pieces)
 
-    async def load(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
+    async def load(self, key: ModelKey, stored: StoredModel) -> LoadedModel | RemoteModel:
         """The reservation goes with the load if it fails."""
         try:
+            if isinstance(self._backend, RemoteBackend) and (remote := await self._backend.load_remote(stored)) is not None:
+                return remote
             return await self._measured(key, stored)
         except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
             self._books.release(key)

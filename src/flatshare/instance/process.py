@@ -1,4 +1,4 @@
-"""One instance as a process: put together, served on a Unix socket, drained when asked to stop or when its parent is gone."""
+"""One instance as a process: put together, served on a Unix socket or a port, drained when asked to stop or when its parent is gone."""
 
 import asyncio
 import os
@@ -10,13 +10,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from flatshare.core.call import ModelSource
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
+from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, Listening, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.backends.triton.backend import TritonBackend
 from flatshare.instance.board import Board
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
@@ -44,46 +46,54 @@ _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
-def _engines(settings: InstanceSettings) -> Backend:
-    return Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
+def _mapped(settings: InstanceSettings) -> Backend:
+    return MappedBackend(concurrent_runs=settings.workers)
 
 
-async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool, engines: EngineMaker = _engines) -> None:
-    """Serve until SIGTERM, or end of file on stdin if `follow_stdin`; then finish what is under way, within the drain time."""
+async def serve_until_stopped(
+    settings: InstanceSettings, own_code: WorkerSettings, at: Listening, model_dir: Path | None, engines: EngineMaker = _mapped
+) -> None:
+    """Serve until SIGTERM, or end of file on stdin; then finish what is under way. `model_dir` is the one model of POST /invocations."""
     store, clock, journal, sharing = TensorStore(settings.store_dir), SystemClock(), Journal(), settings.sharing
     _repair(store)
     memory = _Memory(settings.store_dir / "instances", settings.name, clock)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
-    backend = engines(settings)
+    triton = TritonBackend(own_code)
+    backend = Engines({"mapped": engines(settings), "triton": triton})
     workbench = Workbench(settings.workers, sharing)
     finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
-    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
+    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, clock, journal,
         patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
     )  # fmt: skip
-    door = Server(cache, workbench, sharing, memory.quarantine.guard)
-    app = InstanceApp(door, cache, workbench, journal, backend, Explainer(cache, finder, journal))
+    door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
-    await server.listen_on_socket(socket_path)
-    if follow_stdin:
+    await _listen(server, at)
+    if at.follow_stdin:
         _stop_at_end_of_input(server)
-    log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
+    log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
     hot = memory.hot_set(cache)
     hot.restore()
     await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
+    await triton.pool.close()
     finder.close()
+    _end_work(workbench, threads, lookers)
+    memory.board.close()
+    log.info("instance_stopped")
+
+
+def _end_work(workbench: Workbench, *pools: ThreadPoolExecutor) -> None:
     if not workbench.close(within_s=_LAST_RUNS_S):
         log.error("instance_hangs", reason="a run did not end: the process ends with it")
         os._exit(3)  # its thread can be ended in no other way; the board tells the next instance which model it was
-    for pool in (threads, lookers):
+    for pool in pools:
         pool.shutdown(wait=True, cancel_futures=True)
-    memory.board.close()
-    log.info("instance_stopped")
 
 
 async def _run(server: HandlerServer, *beside: Coroutine[Any, Any, None]) -> None:
@@ -106,6 +116,23 @@ class _Memory:
 
     def hot_set(self, cache: ModelCache) -> HotSet:
         return HotSet(cache, self._folder, self._name)
+
+
+async def _listen(server: HandlerServer, at: Listening) -> None:
+    if at.socket_path is not None:
+        await server.listen_on_socket(at.socket_path)
+        log.info("instance_listens", socket=at.socket_path)
+        return
+    port = await server.listen_on_port(at.host, at.port)
+    log.info("instance_listens", host=at.host, port=port)
+
+
+def _source_of(model_dir: Path | None) -> ModelSource | None:
+    """The one model of a single-model container: everything else is loaded by POST /models."""
+    if model_dir is None:
+        return None
+    uri = f"file://{model_dir.absolute()}"
+    return ModelSource(uri, uri)
 
 
 def _repair(store: TensorStore) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 
-from flatshare.core.call import InferCall, ModelSource
+from flatshare.core.call import InferCall, InferResult, ModelSource
 from flatshare.core.errors import BadInput, Overloaded
-from flatshare.core.ids import ModelKey
+from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.instance import batching
+from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.cache import PLAIN_SHARING, Lease, ModelCache
-from flatshare.instance.job import Mergeable, Ticket
+from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.paces import Paces
 from flatshare.instance.workbench import Workbench
 from flatshare.policy.pace import units_of
@@ -41,11 +42,9 @@ class Server:
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
             async with self._guard(key), self._cache.lease(key, source) as lease:
-                signature, stop = lease.model.signature, threading.Event()
+                signature = lease.model.signature
                 signature.require(asked.call)
-                ticket = self._ticket(key, lease, asked.call, deadline_s)
-                run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop, ticket)
-                self._paces.note(key, run.seconds * run.share, ticket.units)
+                run = await self._run(key, lease, asked.call, deadline_s)
                 answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
                 return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
 
@@ -54,12 +53,24 @@ class Server:
         async with self._cache.lease(key, source) as lease:
             return container.render_metadata(lease.model.signature, lease.digest)
 
-    def _ticket(self, key: ModelKey, lease: Lease, call: InferCall, deadline_s: float | None) -> Ticket:
+    async def _run(self, key: ModelKey, lease: Lease, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
+        """On an engine thread, in its turn; a model of another process has no use for one."""
+        model = lease.model
+        if isinstance(model, RemoteModel):
+            started_s = time.perf_counter()
+            result = await model.infer(call)
+            return Run(result, time.perf_counter() - started_s, waited_s=0.0)
+        stop, ticket = threading.Event(), self._ticket(key, lease.tenant, model, call, deadline_s)
+        run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
+        self._paces.note(key, run.seconds * run.share, ticket.units)
+        return run
+
+    def _ticket(self, key: ModelKey, tenant: Tenant, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Ticket:
         """Whose work it is, how much, until when, and what it may be run with."""
         units = units_of(call)
-        likeness = batching.likeness(lease.model.signature, call)
-        mergeable = None if likeness is None else Mergeable(lease.model, call, likeness)
-        return Ticket(lease.tenant, self._paces.seconds(key, units), units, deadline_s, mergeable)
+        likeness = batching.likeness(model.signature, call)
+        mergeable = None if likeness is None else Mergeable(model, call, likeness)
+        return Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, mergeable)
 
     def _deadline_s(self, request: Request) -> float | None:
         """By time.monotonic. Raises BadInput."""

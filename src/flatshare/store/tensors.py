@@ -3,6 +3,7 @@
     store/catalog.db        what lies where (catalog.py)
     store/packs/ID.pack     the tensors that one import brought new, large ones page-aligned
     store/blobs/DIGEST      graphs and tokenizers
+    store/files, packages, environments     models that are served from their own files (packages.py)
     store/incoming/         artifacts on their way in
     store/import.lock       held by the one import that writes; the kernel lets go of it when the importer dies
 
@@ -15,8 +16,8 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -29,6 +30,8 @@ from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
 from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack
+from flatshare.store.packages import PackageArea, removed
+from flatshare.store.recognition import Recognizer, sketch_of
 
 PAGE = 4096
 _SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
@@ -57,12 +60,14 @@ class TensorStore:
     """Safe from several threads and processes: writers take turns by a file lock, readers never wait."""
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.absolute()  # workers read packages from a working directory of their own
         self.folder = folder
         self.packs_dir = folder / "packs"
         self.blobs_dir = folder / "blobs"
         self.incoming_dir = folder / "incoming"
         for directory in (self.packs_dir, self.blobs_dir, self.incoming_dir):
             directory.mkdir(parents=True, exist_ok=True)
+        self.packages = PackageArea(folder)
         self.catalog = Catalog(folder / "catalog.db")
 
     def stored(self, digest: ModelDigest) -> StoredModel | None:
@@ -73,10 +78,9 @@ class TensorStore:
         places = self.catalog.places(digest)
         if len(places) != len(manifest.distinct_tensors):  # it was collected between the two reads
             return None
-        return StoredModel(
-            manifest, places, str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer)), str(self.packs_dir),
-            self.catalog.measured_own_bytes(digest),
-        )  # fmt: skip
+        graph, tokenizer = str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer))
+        package, measured = str(self.packages.package_path(digest)), self.catalog.measured_own_bytes(digest)
+        return StoredModel(manifest, places, graph, tokenizer, str(self.packs_dir), package, measured)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs_dir / digest
@@ -105,7 +109,7 @@ class TensorStore:
             known = self.catalog.pack_sizes()
             lost = [pack for pack, size in known.items() if _size(self.pack_path(pack)) != size]
             lost_blobs = [digest for digest in self.catalog.blob_digests() if not self.blob_path(digest).exists()]
-            dropped = self._drop_models_that_lost(lost, lost_blobs)
+            dropped = self._drop_models_that_lost(lost, lost_blobs, self.packages.lost(self.catalog))
             self.catalog.forget_refusals()
         return RepairReport(tuple(path.name for path in removed), tuple(lost), tuple(dropped))
 
@@ -122,6 +126,7 @@ class TensorStore:
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
                 sql.execute("DELETE FROM footprints WHERE model NOT IN (SELECT digest FROM models)")
+                sql.execute("DELETE FROM file_tensors WHERE file NOT IN (SELECT file FROM package_files)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
             self._remove_strays()  # first, so that there is room on a full disk for what is written anew
@@ -139,7 +144,7 @@ class TensorStore:
         """Forget a rotten pack and the models that lived in it; they are imported anew when asked for."""
         with self._lock():
             dropped = self._drop_models_that_lost([pack], [])
-            _removed(self.pack_path(pack))
+            removed(self.pack_path(pack))
             return dropped
 
     def is_sound(self, pack: str) -> bool:
@@ -157,9 +162,9 @@ class TensorStore:
                     return False
         return True
 
-    def _drop_models_that_lost(self, packs: list[str], blobs: list[Digest]) -> list[ModelDigest]:
+    def _drop_models_that_lost(self, packs: list[str], blobs: list[Digest], folders: Iterable[ModelDigest] = ()) -> list[ModelDigest]:
         with self.catalog.transaction() as sql:
-            lost: set[str] = set()
+            lost: set[str] = set(folders)
             for pack in packs:
                 lost.update(
                     r[0]
@@ -211,7 +216,8 @@ class TensorStore:
         packs, blobs = self.catalog.pack_sizes(), self.catalog.blob_digests()
         strays = [path for path in self.packs_dir.iterdir() if path.suffix != ".pack" or path.stem not in packs]
         strays += [path for path in self.blobs_dir.iterdir() if path.name not in blobs]
-        return [path for path in strays if _removed(path)]
+        strays += self.packages.strays(self.catalog)
+        return [path for path in strays if removed(path)]
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -241,6 +247,8 @@ class StoreWriter:
         self._written: list[tuple[TensorSpec, int]] = []
         self._blobs: list[tuple[Digest, str, int]] = []
         self._has_new_blob = False
+        self._recognizer = Recognizer(store.catalog, store.packs_dir)
+        self._sketches: list[tuple[Digest, TensorDigest]] = []
 
     @property
     def new_bytes(self) -> int:
@@ -249,11 +257,15 @@ class StoreWriter:
 
     def add_tensor(self, name: str, array: NDArray[np.float32]) -> TensorSpec:
         """Store the tensor unless it is known, and return it with its digest: sha256 over shape and little-endian bytes."""
-        data = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8).data
-        digest = _hashed(_shape_text(array.shape), data)
-        tensor = TensorSpec(name, digest, tuple(array.shape), data.nbytes)
-        if digest not in self._digests and not self._store.catalog.has_tensor(digest):
-            self.append(tensor, data)
+        values = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8)
+        sketch = sketch_of(_shape_text(array.shape), values)
+        known = self._recognizer.known(sketch, array.shape, values) if sketch else None
+        digest = known or _hashed(_shape_text(array.shape), values.data)
+        tensor = TensorSpec(name, digest, tuple(array.shape), values.nbytes)
+        if known is None and digest not in self._digests and not self._store.catalog.has_tensor(digest):
+            self.append(tensor, values.data)
+            if sketch:
+                self._sketches.append((sketch, digest))
         return tensor
 
     def append(self, tensor: TensorSpec, data: bytes | memoryview) -> None:
@@ -285,6 +297,7 @@ class StoreWriter:
         with self._store.catalog.transaction() as sql:
             for pack, size, tensors in packs:
                 insert_pack(sql, pack, size, tensors)
+            sql.executemany("INSERT OR IGNORE INTO sketches VALUES (?, ?)", self._sketches)
             sql.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)", self._blobs)
             insert_model(sql, manifest, time.time())
             sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, manifest.digest))
@@ -309,7 +322,7 @@ class StoreWriter:
         """Remove what was not committed. Does nothing after a commit."""
         self._pack.close()
         for path in self._uncommitted:
-            _removed(path)
+            removed(path)
 
 
 class _LazyFile:
@@ -374,11 +387,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _removed(path: Path) -> bool:
-    """Delete the file; False if there was none."""
-    with suppress(FileNotFoundError):
-        path.unlink()
-        return True
-    return False

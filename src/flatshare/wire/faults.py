@@ -70,7 +70,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.AccessDenied: _both(403, "AccessDeniedException", V2Fault(403, "PERMISSION_DENIED")),
     errors.UnknownEndpoint: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME, v2=_V2_UNKNOWN),
     errors.UnknownVariant: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME, v2=_V2_UNKNOWN),
-    errors.UnknownTarget: _Row(runtime=_VALIDATION_RUNTIME, container=404, v2=_V2_UNKNOWN),
+    errors.UnknownTarget: _Row(Fault(400, "ResourceNotFound"), _VALIDATION_RUNTIME, 404, _V2_UNKNOWN),
     errors.NotResident: _Row(container=404, v2=_V2_UNKNOWN),
     errors.AlreadyLoaded: _Row(container=409, v2=V2Fault(409, "ALREADY_EXISTS")),
     errors.BadPackage: _Row(runtime=_MODEL_ERROR, container=400, v2=_V2_UNSERVABLE),
@@ -80,12 +80,15 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.ModelNotReady: _Row(runtime=Fault(429, "ModelNotReadyException"), container=503, v2=_V2_AGAIN),
     errors.OutOfMemory: _Row(runtime=_UNAVAILABLE, container=507, v2=_V2_AGAIN),
     errors.NeverFits: _Row(runtime=_MODEL_ERROR, v2=_V2_UNSERVABLE),
+    errors.ReleaseConflict: _Row(control=Fault(400, "ConflictException")),
     errors.QuotaExceeded: _Row(control=Fault(400, "ResourceLimitExceeded")),
     errors.StoreUnavailable: _Row(runtime=Fault(530, "InternalDependencyException"), container=503, v2=_V2_AGAIN),
     errors.DiskFull: _Row(runtime=_UNAVAILABLE, container=507, v2=_V2_AGAIN),
     errors.InstanceGone: _Row(runtime=_UNAVAILABLE, v2=_V2_AGAIN),
     errors.InstanceHung: _Row(v2=_V2_LATE),
-    errors.ModelFailed: _Row(runtime=_MODEL_ERROR, container=500, v2=_V2_INTERNAL),
+    errors.ModelFailed: _Row(runtime=_MODEL_ERROR, container=400, v2=_V2_INTERNAL),  # 400: as Triton answers in its SageMaker mode
+    errors.WorkerDied: _Row(runtime=_MODEL_ERROR, container=500),
+    errors.Quarantined: _Row(runtime=_MODEL_ERROR, container=503, v2=_V2_AGAIN),
     errors.TooSlow: _Row(runtime=_MODEL_ERROR, container=500, v2=_V2_LATE),
 }
 
