@@ -11,7 +11,7 @@ AZURITE := azurite@3.37.0
 KEEP   ?=
 SECONDS ?= 600
 
-.PHONY: install demo test fuzz lint format docs bench clean
+.PHONY: install demo test fuzz lint format docs bench soak clean
 
 install: .stamps/install            ## flatshare itself, into $(VENV)
 
@@ -38,6 +38,9 @@ docs: .stamps/install               ## the pages that are written by the code
 
 bench: .stamps/demo                 ## the main job against its targets, written to story.json
 	$(BIN)/flatshare bench story --json story.json
+
+soak: .stamps/test                  ## ten minutes at twice what fits: memory, threads, descriptors and maps must stay flat
+	FLATSHARE_SOAK_S=600 $(BIN)/python -m pytest tests/chaos -k soak --timeout 1800
 
 clean:
 	rm -rf $(VENV) .venv-sdk .venv-triton .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache

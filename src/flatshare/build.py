@@ -12,13 +12,14 @@ import uvloop
 from flatshare.control.drivers.local import LocalDriver
 from flatshare.control.plane import Control
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings
+from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings, SharingSettings
 from flatshare.core.state import Routes
 from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2 import OpenInference
 from flatshare.gateway.doors.v2_http import V2HttpDoor
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.names import ModelNames
 from flatshare.gateway.readiness import Readiness
@@ -83,6 +84,7 @@ class ServeOptions:
     tls_key: Path | None
     json_logs: bool
     changed_artifacts: str
+    sharing: tuple[Path, SharingSettings] | None
 
     @property
     def scheme(self) -> str:
@@ -112,6 +114,7 @@ def settings_for(options: ServeOptions) -> ServerSettings:
             changed_artifacts=options.changed_artifacts,
             store_dir=folder / "store",
             log_dir=folder / "log",
+            settings_path=options.sharing[0] if options.sharing else None,
         ),
         security=SecuritySettings(options.auth, folder / KEYS_FILE, folder / AUDIT_DIR, options.tls_cert, options.tls_key),
     )
@@ -184,8 +187,10 @@ class _Servers:
         core = OpenInference(house.invoker, names, house.status, house.metrics, house.readiness, house.entry)
         runtime = SageMakerDoor(house.invoker, house.routes, gateway, region=settings.control.region, account=settings.control.account)
         open_inference = V2HttpDoor(core, gateway)
-        open_ai = OpenAIDoor(house.invoker, house.routes, house.entry, gateway)
-        door = FrontDoor(runtime, open_inference, open_ai, control.handle, house.status, house.metrics, house.readiness, house.entry)
+        open_ai, explainer = OpenAIDoor(house.invoker, house.routes, house.entry, gateway), ModelExplainer(house.routes)
+        door = FrontDoor(
+            runtime, open_inference, open_ai, control.handle, house.status, house.metrics, house.readiness, house.entry, explainer
+        )
         self._http = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
         self._rpc = None if gateway.grpc_port is None else _rpc_server(gateway, core)
 

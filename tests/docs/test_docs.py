@@ -21,7 +21,7 @@ from flatshare.core import errors, settings
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.telemetry.metrics import GatewayMetrics, InstanceReading
 from flatshare.telemetry.shadows import AGREED, Comparison, ShadowMetrics, ShadowOf
-from flatshare.wire import faults
+from flatshare.wire import faults, settings_toml
 from tests.e2e.checkpoints import write_checkpoint
 from tests.e2e.servers import deploy, serving
 
@@ -86,6 +86,18 @@ def test_every_code_that_a_caller_may_meet_is_on_the_operations_page() -> None:
     assert {f"{fault.status} {fault.code}" for fault in found if f"{fault.status} {fault.code}" not in OPERATIONS} == {
         "500 InternalFailure"
     }
+
+
+def test_the_file_of_settings_on_the_operations_page_shows_the_defaults() -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)
+    shown, defaults = settings_toml.parse(example), settings.SharingSettings()
+    assert (shown.memory, shown.queue) == (defaults.memory, defaults.queue)
+    names = {
+        f.name.removesuffix("_bytes")
+        for kind in (settings.CacheSettings, settings.QueueSettings, settings.TenantSettings)
+        for f in fields(kind)
+    }
+    assert {name for name in names if not re.search(rf"^(# )?{name} = ", example, re.MULTILINE)} == set()
 
 
 def test_every_target_of_the_story_is_in_the_benchmark_table() -> None:

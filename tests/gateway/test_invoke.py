@@ -17,6 +17,7 @@ from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2 import OpenInference
 from flatshare.gateway.doors.v2_http import V2HttpDoor
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.names import ModelNames
 from flatshare.gateway.readiness import Readiness
@@ -70,8 +71,8 @@ async def gateway(
         readiness.start((), routes.routes, give_up_s=1.0)
         runtime = SageMakerDoor(invoker, routes, settings, region="r", account="123456789012")
         open_inference = OpenInference(invoker, ModelNames(routes, invoker), status, metrics, readiness, entry)
-        open_ai = OpenAIDoor(invoker, routes, entry, settings)
-        yield FrontDoor(runtime, V2HttpDoor(open_inference, settings), open_ai, control, status, metrics, readiness, entry)
+        open_ai, explainer = OpenAIDoor(invoker, routes, entry, settings), ModelExplainer(routes)
+        yield FrontDoor(runtime, V2HttpDoor(open_inference, settings), open_ai, control, status, metrics, readiness, entry, explainer)
         entry.close()
         await shadows.close()
         routes.close()

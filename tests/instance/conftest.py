@@ -12,6 +12,7 @@ from flatshare.core.call import ModelSource
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import UnknownTarget
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, ModelKey, TensorDigest, model_key
+from flatshare.core.settings import CacheSettings, SharingSettings
 from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
 from flatshare.instance import books as books_module
 from flatshare.instance.backends.fake import FakeBackend
@@ -20,6 +21,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.telemetry.journal import Entry, Journal
 
 BASE = 5_000
+LRU = SharingSettings(CacheSettings(order="lru"))
 SESSION = 10_000  # FakeBackend's SHARED_BYTES
 OWN = 1_000
 
@@ -48,6 +50,7 @@ class FakeFinder:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     searches: int = 0
     in_use: frozenset[ModelDigest] = frozenset()
+    footprints: dict[ModelDigest, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -60,7 +63,8 @@ class FakeFinder:
         self.in_use = in_use
         await self.gate.wait()
         await self.require(source)
-        return replace(self.models[source.uri.rsplit("/", 1)[1]])
+        stored = self.models[source.uri.rsplit("/", 1)[1]]
+        return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
 
     async def require(self, source: ModelSource) -> None:
         name = source.uri.rsplit("/", 1)[1]
@@ -68,6 +72,12 @@ class FakeFinder:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
+
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        return self.models.get(source.uri.rsplit("/", 1)[1])
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        self.footprints[digest] = own_bytes
 
 
 @dataclass
@@ -103,12 +113,18 @@ class Flat:
 
 @asynccontextmanager
 async def running_flat(
-    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, recheck_s: float = 10.0, threads: Executor | None = None
+    memory_bytes: int,
+    *,
+    anonymous_share: float = 0.5,
+    patience_s: float = 5.0,
+    recheck_s: float = 10.0,
+    threads: Executor | None = None,
+    sharing: SharingSettings = LRU,
 ) -> AsyncIterator[Flat]:
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
     with threads or ThreadPoolExecutor(2) as loaders:
-        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=recheck_s)
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=recheck_s, sharing=sharing)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()
@@ -119,7 +135,15 @@ async def running_flat(
 @pytest.fixture(autouse=True)
 def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what is booked counts: these tests run in a process that holds torch."""
-    if request.module.__name__.rpartition(".")[2] in {"test_app", "test_books", "test_cache"}:
+    if request.module.__name__.rpartition(".")[2] in {
+        "test_app",
+        "test_books",
+        "test_cache",
+        "test_cache_sharing",
+        "test_hot",
+        "test_sharing",
+        "test_watch",
+    }:
         monkeypatch.setattr(books_module, "anonymous_bytes", lambda: 0)
 
 

@@ -9,7 +9,9 @@ import orjson
 import pytest
 
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable
+from flatshare.core.settings import QueueSettings, SharingSettings
 from flatshare.instance.app import InstanceApp
+from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.wire import container
@@ -44,8 +46,9 @@ async def door() -> AsyncIterator[Door]:
     async with running_flat(BASE + SESSION + 8_000, anonymous_share=0.9, patience_s=0.05) as flat:
         for index in range(6):
             flat.finder.put(f"m{index}")
-        workbench = Workbench(1, 2)
-        yield Door(flat, InstanceApp(Server(flat.cache, workbench), flat.cache, workbench, flat.journal, flat.backend))
+        workbench = Workbench(1, SharingSettings(queue=QueueSettings(max_waiting=2)))
+        explainer = Explainer(flat.cache, flat.finder, flat.journal)
+        yield Door(flat, InstanceApp(Server(flat.cache, workbench), flat.cache, workbench, flat.journal, flat.backend, explainer))
         workbench.close()
 
 

@@ -8,6 +8,7 @@ from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.instance import books as module
 from flatshare.instance.backends.base import Footprint
 from flatshare.instance.books import Books, Reservation, anonymous_bytes
+from flatshare.policy.admit import Rules
 
 TENSORS = {TensorDigest(f"t{i}"): 2**i for i in range(6)}
 SHARED = {f"s{i}": 100 * 2**i for i in range(4)}
@@ -50,15 +51,15 @@ def test_what_the_kernel_measures_counts_if_it_is_more(monkeypatch: pytest.Monke
     books = Books(10_000, 0.5, 500)
     for measured, expected in ((0, 500), (499, 500), (3_000, 3_000)):
         monkeypatch.setattr(module, "anonymous_bytes", lambda measured=measured: measured)
-        assert books.view(()).anonymous == expected
+        assert books.view((), Rules()).anonymous == expected
     assert books.balance().anonymous == 500
 
 
 def test_the_view_has_the_limits_of_the_moment() -> None:
     books = Books(10_000, 0.25, 500)
-    assert (books.view(()).memory_limit, books.view(()).anonymous_limit) == (10_000, 2_500)
+    assert (books.view((), Rules()).memory_limit, books.view((), Rules()).anonymous_limit) == (10_000, 2_500)
     books.set_memory(2_000)
-    assert (books.view(()).memory_limit, books.view(()).anonymous_limit) == (2_000, 500)
+    assert (books.view((), Rules()).memory_limit, books.view((), Rules()).anonymous_limit) == (2_000, 500)
 
 
 def test_private_memory_is_read_from_the_kernel() -> None:

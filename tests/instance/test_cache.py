@@ -13,11 +13,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from flatshare.core.clock import ManualClock
 from flatshare.core.errors import AlreadyLoaded, BadPackage, NeverFits, NotResident, OutOfMemory, StoreUnavailable, UnknownTarget
 from flatshare.instance import books as books_module
 from flatshare.instance.backends.base import RemoteModel
 from tests.calls import text_call
-from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source, stored_model
+from tests.instance.conftest import BASE, LRU, OWN, SESSION, Flat, key_of, running_flat, source, stored_model
 
 
 async def ride(flat: Flat, name: str, arrived: list[str] | None = None, leave: asyncio.Event | None = None) -> Any:
@@ -349,6 +350,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now_s = 0.0
+        self.clock: ManualClock | None = None
+        """Goes with the loop's time, if set."""
         selector = selectors.DefaultSelector()
         super().__init__(selector)
         poll = selector.select
@@ -356,6 +359,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         def select(timeout: float | None = None) -> list[Any]:
             assert timeout is not None, "everybody waits, and nothing will ever happen"
             self._now_s += max(0.0, timeout)
+            if self.clock is not None:
+                self.clock.advance(max(0.0, timeout))
             return poll(0)
 
         selector.select = select  # type: ignore[method-assign]  # the one place where a loop sleeps
@@ -367,13 +372,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 class CacheMachine(RuleBasedStateMachine):
     """Any order of calls: nothing in use leaves, and the books balance."""
 
+    SHARING = LRU
+
     def __init__(self) -> None:
         super().__init__()
         self.loop = VirtualTimeLoop()
         self.stack = AsyncExitStack()
         memory = BASE + 2 * SESSION + 4 * (OWN + 1_000)
         self.flat = self.loop.run_until_complete(
-            self.stack.enter_async_context(running_flat(memory, anonymous_share=0.9, threads=InlineExecutor()))
+            self.stack.enter_async_context(running_flat(memory, anonymous_share=0.9, threads=InlineExecutor(), sharing=self.SHARING))
         )
         for index in range(7):
             self.flat.finder.put(f"m{index}", 400 * index, graph=f"g{index % 3}", shared={f"frozen {index % 2}": 600})

@@ -2,22 +2,41 @@
 
 import asyncio
 import threading
+import time
+from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 
-from flatshare.core.errors import Overloaded
+from flatshare.core.call import InferCall, InferResult
+from flatshare.core.errors import BadInput, Overloaded, OverQuota, TooLate
+from flatshare.core.ids import Tenant
+from flatshare.core.settings import QueueSettings, SharingSettings, TenantSettings
+from flatshare.core.signature import Signature, Task
+from flatshare.core.tensor import Tensor
+from flatshare.instance.batching import likeness
+from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.workbench import Workbench
+from flatshare.policy import pace
+from tests.calls import text_call
+
+A, B = Tenant("a"), Tenant("b")
+
+
+def waiting(most: int) -> SharingSettings:
+    return SharingSettings(queue=QueueSettings(max_waiting=most))
 
 
 async def test_the_result_comes_with_its_seconds() -> None:
-    bench = Workbench(1, 1)
+    bench = Workbench(1, waiting(1))
     run = await bench.run(lambda: 42)
     assert (run.result, run.seconds >= 0, bench.in_flight) == (42, True, 0)
     bench.close()
 
 
 async def test_an_error_comes_through_and_frees_the_place() -> None:
-    bench = Workbench(1, 0)
+    bench = Workbench(1, waiting(0))
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
             await bench.run(lambda: 1 / 0)
@@ -26,7 +45,7 @@ async def test_an_error_comes_through_and_frees_the_place() -> None:
 
 
 async def test_more_than_may_wait_are_turned_away() -> None:
-    bench, gate = Workbench(2, 3), threading.Event()
+    bench, gate = Workbench(2, waiting(3)), threading.Event()
     runs = [asyncio.create_task(bench.run(gate.wait)) for _ in range(5)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="5 requests wait"):
@@ -38,7 +57,7 @@ async def test_more_than_may_wait_are_turned_away() -> None:
 
 
 async def test_one_who_leaves_the_queue_is_not_run() -> None:
-    bench, gate, ran = Workbench(1, 5), threading.Event(), list[str]()
+    bench, gate, ran = Workbench(1, waiting(5)), threading.Event(), list[str]()
     first = asyncio.create_task(bench.run(gate.wait))
     second = asyncio.create_task(bench.run(lambda: ran.append("second")))
     third = asyncio.create_task(bench.run(lambda: ran.append("third")))
@@ -53,7 +72,7 @@ async def test_one_who_leaves_the_queue_is_not_run() -> None:
 
 
 async def test_one_who_leaves_while_its_run_goes_on_keeps_its_place_until_it_is_over() -> None:
-    bench, begun, gate = Workbench(1, 0), threading.Event(), threading.Event()
+    bench, begun, gate = Workbench(1, waiting(0)), threading.Event(), threading.Event()
 
     def work() -> bool:
         begun.set()
@@ -71,3 +90,198 @@ async def test_one_who_leaves_while_its_run_goes_on_keeps_its_place_until_it_is_
         await leaving
     assert bench.in_flight == 0
     bench.close()
+
+
+class TestFairness:
+    async def test_a_guest_is_served_before_the_flood_that_came_first(self) -> None:
+        bench, gate, order = Workbench(1, waiting(100)), threading.Event(), list[str]()
+        first = asyncio.create_task(bench.run(gate.wait))
+        await asyncio.sleep(0)
+        flood = [asyncio.create_task(bench.run(lambda i=i: order.append(f"a{i}"), ticket=Ticket(A))) for i in range(50)]  # type: ignore[misc]
+        await asyncio.sleep(0)
+        guest = asyncio.create_task(bench.run(lambda: order.append("b"), ticket=Ticket(B)))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, guest, *flood)
+        assert order.index("b") <= 1
+        bench.close()
+
+    async def test_a_tenant_over_its_quota_is_told_so_and_others_are_let_in(self) -> None:
+        settings = SharingSettings(queue=QueueSettings(max_waiting_per_tenant=3), tenants={B: TenantSettings(max_waiting=1)})
+        bench, gate = Workbench(1, settings), threading.Event()
+        runs = [asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A))) for _ in range(4)]
+        await until_waiting(bench, A, 3)
+        with pytest.raises(OverQuota, match="tenant a"):
+            await bench.run(gate.wait, ticket=Ticket(A))
+        runs.append(asyncio.create_task(bench.run(gate.wait, ticket=Ticket(B))))
+        await asyncio.sleep(0)
+        with pytest.raises(OverQuota, match="tenant b"):
+            await bench.run(gate.wait, ticket=Ticket(B))
+        gate.set()
+        await asyncio.gather(*runs)
+        bench.close()
+
+    async def test_long_runs_leave_a_worker_to_short_ones(self) -> None:
+        bench, gate = Workbench(2, waiting(100)), threading.Event()
+        short = await bench.run(lambda: 1, ticket=Ticket(B))
+        long = [asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=5.0))) for _ in range(4)]
+        await until_waiting(bench, A, 3)
+        async with asyncio.timeout(10):
+            short = await bench.run(lambda: 2, ticket=Ticket(B))
+        assert short.result == 2
+        assert bench.waiting_by_tenant() == {A: 3}
+        gate.set()
+        await asyncio.gather(*long)
+        bench.close()
+
+    async def test_with_nobody_else_about_long_runs_take_all_workers(self) -> None:
+        bench, both = Workbench(2, waiting(100)), threading.Barrier(2, timeout=10)
+        await asyncio.gather(*(bench.run(both.wait, ticket=Ticket(A, run_s=5.0)) for _ in range(2)))
+        bench.close()
+
+
+class TestDeadlines:
+    async def test_what_would_be_too_late_is_refused_at_once(self) -> None:
+        bench, gate = Workbench(1, waiting(100)), threading.Event()
+        running = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=3.0)))
+        queued = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=3.0)))
+        await until_waiting(bench, A, 1)
+        with pytest.raises(TooLate, match="would take about"):
+            await bench.run(gate.wait, ticket=Ticket(A, run_s=0.1, deadline_s=time.monotonic() + 2))
+        in_time = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(B, run_s=0.1, deadline_s=time.monotonic() + 3_600)))
+        gate.set()
+        await asyncio.gather(running, queued, in_time)
+        bench.close()
+
+    async def test_one_whose_deadline_passed_in_the_queue_is_not_run(self) -> None:
+        bench, gate, ran = Workbench(1, waiting(100)), threading.Event(), list[str]()
+        running = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=0.0001)))
+        await until_running(bench)
+        deadline_s = time.monotonic() + 0.5
+        late = asyncio.create_task(bench.run(lambda: ran.append("late"), ticket=Ticket(A, run_s=0.0001, deadline_s=deadline_s)))
+        await until_waiting(bench, A, 1)
+        await asyncio.sleep(deadline_s - time.monotonic())
+        gate.set()
+        with pytest.raises(TooLate, match="while the request waited"):
+            await late
+        await running
+        assert ran == []
+        assert bench.in_flight == 0
+        bench.close()
+
+
+class TestBatches:
+    async def test_what_waits_for_one_model_shares_a_run_and_each_gets_its_own(self) -> None:
+        model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+        first = asyncio.create_task(bench.run(gate.wait))
+        await until_running(bench)
+        calls = [text_call(f"{word} is a word") for word in ("one", "two", "three")]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=model.ticket(call))) for call in calls]
+        await until_waiting(bench, A, 3)
+        gate.set()
+        results = [run.result for run in await asyncio.gather(*runs)]
+        assert [result.parameters["tokens"] for result in results] == [(len(call.inputs["text"].texts()[0]),) for call in calls]
+        assert (model.runs, bench.merged) == (1, 3)
+        await first
+        bench.close()
+
+    async def test_one_s_mistake_is_not_the_others(self) -> None:
+        model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+        first = asyncio.create_task(bench.run(gate.wait))
+        await until_running(bench)
+        calls = [text_call("all is well"), text_call("this is bad")]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=model.ticket(call))) for call in calls]
+        await until_waiting(bench, A, 2)
+        gate.set()
+        good, bad = await asyncio.gather(*runs, return_exceptions=True)
+        assert isinstance(bad, BadInput)
+        assert isinstance(good, Run)
+        assert good.result.parameters["tokens"] == (11,)
+        await first
+        bench.close()
+
+    async def test_a_rider_who_left_is_not_in_the_batch(self) -> None:
+        model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+        first = asyncio.create_task(bench.run(gate.wait))
+        await until_running(bench)
+        calls = [text_call(f"{word} is a word") for word in ("one", "two", "six")]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=model.ticket(call))) for call in calls]
+        await until_waiting(bench, A, 3)
+        runs[1].cancel()
+        await until_waiting(bench, A, 2)
+        gate.set()
+        results = await asyncio.gather(*runs, return_exceptions=True)
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert model.texts == ["one is a word", "six is a word"]
+        await first
+        bench.close()
+
+    async def test_texts_of_another_length_or_beyond_the_budget_are_not_waited_for(self) -> None:
+        model, gate = Counting(), threading.Event()
+        bench = Workbench(1, SharingSettings(queue=QueueSettings(batch_tokens=20)))
+        first = asyncio.create_task(bench.run(gate.wait))
+        await until_running(bench)
+        calls = [text_call("short one"), text_call("a much longer text than that " * 20), *(text_call("short two") for _ in range(8))]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=model.ticket(call))) for call in calls]
+        await until_waiting(bench, A, 10)
+        gate.set()
+        await asyncio.gather(first, *runs)
+        assert model.runs >= 3
+        bench.close()
+
+    async def test_while_another_tenant_is_about_a_shared_run_is_no_longer_than_a_short_one(self) -> None:
+        for guest, runs_wanted in ((None, 1), (B, 4)):
+            model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+            first = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(guest or A)))
+            await until_running(bench)
+            calls = [text_call(f"{number} is a number") for number in range(8)]
+            tickets = [replace(model.ticket(call), run_s=0.025) for call in calls]
+            runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=t)) for call, t in zip(calls, tickets, strict=True)]
+            await until_waiting(bench, A, 8)
+            gate.set()
+            await asyncio.gather(first, *runs)
+            assert model.runs == runs_wanted
+            bench.close()
+
+    async def test_a_lone_caller_is_run_at_once_and_alone(self) -> None:
+        model, bench = Counting(), Workbench(1, waiting(100))
+        call = text_call("alone")
+        run = await bench.run(partial(model.run, call), ticket=model.ticket(call))
+        assert (run.share, bench.merged) == (1.0, 0)
+        bench.close()
+
+
+class Counting:
+    """A model that answers with the length of each text."""
+
+    signature = Signature(Task.EMBEDDING, "fake", (), ())
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.texts: list[str] = []
+
+    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+        texts = call.inputs["text"].texts()
+        if any("bad" in text for text in texts):
+            raise BadInput("a bad text")
+        self.runs += 1
+        self.texts += texts
+        lengths = tuple(len(text) for text in texts)
+        return InferResult((Tensor.of("embedding", np.array([lengths], np.float32).T),), {"tokens": lengths})
+
+    def ticket(self, call: InferCall) -> Ticket:
+        alike = likeness(self.signature, call)
+        assert alike is not None
+        return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call, alike))
+
+
+async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:
+    async with asyncio.timeout(10):
+        while bench.waiting_by_tenant().get(tenant, 0) != count:  # noqa: ASYNC110  # a thread takes from the queue, which has no event
+            await asyncio.sleep(0)
+
+
+async def until_running(bench: Workbench) -> None:
+    async with asyncio.timeout(10):
+        while bench.waiting or not bench.in_flight:  # noqa: ASYNC110
+            await asyncio.sleep(0)

@@ -41,6 +41,8 @@ def test_the_control_plane_s_codes(error: Exception, fault: Fault) -> None:
         (errors.UnsupportedModel(), Fault(424, "ModelError")),
         (errors.ModelNotReady(), Fault(429, "ModelNotReadyException")),
         (errors.Overloaded(), Fault(503, "ServiceUnavailable")),
+        (errors.OverQuota(), Fault(429, "ThrottlingException")),
+        (errors.TooLate(), Fault(503, "ServiceUnavailable")),
         (errors.OutOfMemory(), Fault(503, "ServiceUnavailable")),
         (errors.NeverFits(), Fault(424, "ModelError")),
         (errors.StoreUnavailable(), Fault(530, "InternalDependencyException")),
@@ -65,6 +67,7 @@ def test_the_runtime_s_codes(error: Exception, fault: Fault) -> None:
         (errors.UnsafeArchive(), 400),
         (errors.UnknownTarget(), 404),
         (errors.Overloaded(), 503),
+        (errors.OverQuota(), 429),
         (errors.StoreUnavailable(), 503),
         (RuntimeError(), 500),
     ],
@@ -78,3 +81,9 @@ def test_a_new_error_is_answered_as_its_ancestor() -> None:
         pass
 
     assert runtime_fault(Fresh()) == runtime_fault(errors.BadPackage())
+
+
+def test_whoever_may_try_again_is_told_when() -> None:
+    assert runtime_fault(errors.OverQuota()).retry_after_s == 1
+    assert runtime_fault(errors.Overloaded()).retry_after_s == 1
+    assert runtime_fault(errors.BadInput()).retry_after_s is None

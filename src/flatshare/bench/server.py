@@ -1,10 +1,11 @@
 """A real server for a benchmark: started as its own process on a free port, and stopped whatever happens."""
 
+import os
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -87,9 +88,11 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None) -> Iterator[RunningServer]:
+def running_server(
+    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, before: Sequence[str] = ()
+) -> Iterator[RunningServer]:
     """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures."""
-    server = start_server(data_dir, memory, key=key)
+    server = start_server(data_dir, memory, key=key, before=before)
     try:
         server.deploy(prefix)
         yield server
@@ -98,14 +101,28 @@ def running_server(data_dir: Path, prefix: Path, memory: str, *, key: AccessKey 
 
 
 def start_server(
-    data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None, options: Sequence[str] = ()
+    data_dir: Path,
+    memory: str,
+    *,
+    log_file: Path | None = None,
+    key: AccessKey | None = None,
+    options: Sequence[str] = (),
+    before: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> RunningServer:
-    """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
-    command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
+    """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes.
+
+    `options` are further ones of `serve`, `before` is a command that runs it, `environment` is added to ours.
+    """
+    command = [*before, sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
     command += ["--auth", "none" if key is None else "sigv4"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
         process = subprocess.Popen(
-            [*command, *options, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True
+            [*command, *options, "--log-level", "warning"],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | dict(environment or {}),
         )
     greeting = _first_json(process)
     return RunningServer(process, greeting["url"], grpc_address=greeting["grpc"], key=key)
@@ -132,13 +149,13 @@ class PlainCaller:
         self._is_done = False
 
     @classmethod
-    def to_port(cls, port: int) -> "PlainCaller":
+    def to_port(cls, port: int) -> Self:
         connection = socket.create_connection(("127.0.0.1", port), timeout=70)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(connection)
 
     @classmethod
-    def to_socket(cls, path: str) -> "PlainCaller":
+    def to_socket(cls, path: str) -> Self:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(70)
         connection.connect(path)

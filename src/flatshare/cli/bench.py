@@ -71,6 +71,30 @@ def auth(json_file: Path | None, work: Path | None, quick: bool) -> None:
 @bench.command()
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A fifth of the time: to try it out, not to quote.")
+def memory(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
+
+    \b
+    Example:
+      flatshare bench memory --json memory.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.memory import AT_LEAST, QUICK, TARGETS, Scale, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 14_000_000_000)
+        results = run(folder, QUICK if quick else Scale(), begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS | AT_LEAST, "flatshare bench memory", at_least=AT_LEAST))
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
 @click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
 def protocols(json_file: Path | None, work: Path | None, quick: bool) -> None:
     """What InvokeEndpoint, Open Inference over HTTP (JSON, binary) and gRPC add to the bare engine; and how long imports take.

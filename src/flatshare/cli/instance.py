@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from flatshare.cli.options import SIZE, changed_artifacts_option, cores
-from flatshare.core.settings import KEEP, InstanceSettings, Listening, WorkerSettings
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, settings_option
+from flatshare.core.settings import KEEP, InstanceSettings, Listening, SharingSettings, WorkerSettings
 
 
 @click.command(short_help="Run one instance: for the fleet, or as a SageMaker container.")
@@ -55,6 +55,7 @@ from flatshare.core.settings import KEEP, InstanceSettings, Listening, WorkerSet
 )
 @click.option("--tidy/--no-tidy", "is_tidy", default=True, show_default=True, help="Gradients off, garbage collected, memory given back.")
 @click.option("--spare/--no-spare", "has_spare", default=True, show_default=True, help="Keep a worker process started ahead.")
+@settings_option
 @changed_artifacts_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
@@ -78,7 +79,7 @@ def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) ->
     log.configure(json=json_logs)
     structlog.contextvars.bind_contextvars(instance=instance_id, serves=name)
     raise_descriptor_limit()
-    chosen = InstanceOptions(**options)
+    chosen = InstanceOptions(name=name, **options)
     uvloop.run(serve_until_stopped(chosen.settings, chosen.own_code, chosen.listening, chosen.model_dir))
 
 
@@ -95,6 +96,8 @@ class InstanceOptions:
     disk_bytes: int
     workers: int
     changed_artifacts: str
+    sharing: tuple[Path, SharingSettings] | None
+    name: str
     run_s: float
     load_s: float
     is_tidy: bool
@@ -104,8 +107,9 @@ class InstanceOptions:
     @property
     def settings(self) -> InstanceSettings:
         settings = InstanceSettings(
-            store_dir=self.store_dir, memory_bytes=self.memory_bytes, disk_bytes=self.disk_bytes, workers=self.workers
-        )
+            store_dir=self.store_dir, memory_bytes=self.memory_bytes, disk_bytes=self.disk_bytes, workers=self.workers,
+            sharing=self.sharing[1] if self.sharing else SharingSettings(), name=self.name,
+        )  # fmt: skip
         return replace(settings, recheck_s=math.inf) if self.changed_artifacts == KEEP else settings
 
     @property

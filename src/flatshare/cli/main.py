@@ -23,6 +23,7 @@ _COMMANDS = {
     "models": "flatshare.cli.models",
     "keys": "flatshare.cli.keys",
     "top": "flatshare.cli.top",
+    "explain": "flatshare.cli.explain",
     "env": "flatshare.cli.serve",
     "bench": "flatshare.cli.bench",
     "instance": "flatshare.cli.instance",

@@ -3,14 +3,17 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import orjson
 from rich.console import Console
 
-from flatshare.core.settings import KEEP, REPLACE
+from flatshare.core.errors import BadInput
+from flatshare.core.settings import KEEP, REPLACE, SharingSettings
 from flatshare.core.sizes import parse_size
+from flatshare.wire import settings_toml
 
 F = TypeVar("F", bound=Callable[..., object])
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -71,3 +74,19 @@ def json_option(command: F) -> F:
 def print_json(value: object) -> None:
     sys.stdout.buffer.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
     sys.stdout.flush()
+
+
+def _read_settings(_: click.Context, __: click.Parameter, path: Path | None) -> tuple[Path, SharingSettings] | None:
+    if path is None:
+        return None
+    try:
+        return path.absolute(), settings_toml.parse(path.read_text())
+    except (BadInput, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}") from error
+
+
+def settings_option(command: F) -> F:
+    """The file of settings, read and checked: its path and what it says."""
+    path = click.Path(path_type=Path, exists=True, dir_okay=False)
+    option = click.option("--settings", "sharing", type=path, callback=_read_settings, help="TOML file: how instances are shared.")
+    return option(command)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, changed_artifacts_option, cores, errors, json_option, print_json, url_option
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, errors, json_option, print_json, settings_option, url_option
 from flatshare.client.aws import environment
 from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @click.option(
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
+@settings_option
 @click.option(
     "--max-instances", default=16, show_default=True, type=click.IntRange(1, 1000), help="Instances that all endpoints may have together."
 )
@@ -83,6 +84,7 @@ def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> N
     Examples:
       flatshare serve                                  everything below ./data, port 8080, gRPC on 8001
       flatshare serve --memory 8GiB --port 9000
+      flatshare serve --settings flatshare.toml        pins, shares of tenants, deadlines: docs/operations.md
       flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
     """

@@ -20,8 +20,10 @@
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
     ├─ ModelFailed              the model's own code raised, or answered what it may not
     │  ├─ WorkerDied            the process that ran it died: a crash, or it took too long
-    │  └─ Quarantined           it did that too often, and is left alone for a while
+    │  └─ Quarantined           it did that too often, or to its whole instance, and is left alone for a while
     ├─ Overloaded               too many wait already
+    │  ├─ OverQuota             too many of this tenant wait already
+    │  └─ TooLate               the answer would come after its deadline
     ├─ ModelNotReady            still loading when the hold time was over
     ├─ OutOfMemory              does not fit now, and waiting did not help
     │  └─ NeverFits             would not fit an empty instance
@@ -141,13 +143,21 @@ class WorkerDied(ModelFailed):
 
 
 class Quarantined(ModelFailed):
-    """The model has brought down its worker several times: it is refused until a time that the sentence says."""
+    """The model has brought down its worker or its instance several times: it is refused until a time that the sentence says."""
 
 
 class Overloaded(FlatshareError):
     """Too many requests wait already."""
 
     can_retry = True
+
+
+class OverQuota(Overloaded):
+    """The tenant has as many requests or loads waiting as it may."""
+
+
+class TooLate(Overloaded):
+    """The answer would come, or has come, after the deadline that the caller set."""
 
 
 class ModelNotReady(FlatshareError):

@@ -8,6 +8,10 @@ VariantName = NewType("VariantName", str)
 InstanceId = NewType("InstanceId", str)
 TargetModel = NewType("TargetModel", str)
 """What a caller names: the key of an artifact, relative to the endpoint's prefix."""
+Tenant = NewType("Tenant", str)
+"""Whose model it is: the first part of the target model's path, unless the settings say otherwise."""
+NOBODY = Tenant("-")
+"""The tenant of models whose path names none."""
 ArtifactUri = NewType("ArtifactUri", str)
 """Prefix and target model put together: `s3://bucket/prefix/acme/query`."""
 ModelKey = NewType("ModelKey", str)

@@ -1,8 +1,11 @@
 """What can be set. Each component receives its own section, never the whole."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from flatshare.core.ids import Tenant
 from flatshare.core.sizes import MIB
 
 MAX_BODY_BYTES = 6_291_456
@@ -62,6 +65,8 @@ class FleetSettings:
     changed_artifacts: str = REPLACE
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
+    settings_path: Path | None = None
+    """The file of settings that every instance reads for itself."""
     max_instances: int = 16
     parallel_starts: int = 4
     """Instances that start at the same time: a start takes a core for half a second."""
@@ -80,6 +85,74 @@ class StoreLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSettings:
+    """Section `[memory]`: which models stay in memory."""
+
+    order: Literal["value", "lru"] = "value"
+    """Who leaves first: the model that saves its callers the least time per byte, or the one that was used least recently."""
+    mode: Literal["overcommitted", "all-resident"] = "overcommitted"
+    """All-resident refuses what would push another model out."""
+    pinned: tuple[str, ...] = ()
+    """Target models that are never evicted; `*` stands for any characters."""
+    ttl_s: float | None = None
+    """An idle model leaves after so long, also when there is room."""
+    min_residency_s: float = 5.0
+    scratch_share: float = 0.05
+    """Of the memory: kept for models that are worth less than what they would push out."""
+    tenant_pattern: str = r"([^/]+)/"
+    """Matched at the begin of a target model; the first group is its tenant."""
+    recycle_share: float = 0.25
+    """Of the memory: private memory that nobody booked and that does not come back; beyond it the instance is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """Section `[queue]`: who waits, how long, and who comes first."""
+
+    max_waiting: int = 512
+    max_waiting_per_tenant: int = 256
+    max_waiting_loads: int = 256
+    max_waiting_loads_per_tenant: int = 128
+    parallel_loads: int = 2
+    deadline_ms: float | None = None
+    """For requests that name none."""
+    batch_tokens: int = 512
+    """Requests of one model share a run up to this many tokens; 0 runs each alone."""
+    max_run_s: float = 120.0
+    """A run that takes longer hangs: the instance is replaced, since a thread cannot be stopped."""
+    long_run_ms: float = 60.0
+    """A run that is expected to take longer may not hold the last worker while shorter ones keep coming."""
+
+
+@dataclass(frozen=True, slots=True)
+class TenantSettings:
+    """Section `[tenants.NAME]`; `[tenants.default]` is for those without one."""
+
+    weight: float = 1.0
+    """Share of workers and loads, relative to the others."""
+    floor_bytes: int = 0
+    """What others cannot push out."""
+    ceiling_bytes: int | None = None
+    """What its models may take together."""
+    max_waiting: int | None = None
+
+
+DEFAULT_TENANT = Tenant("default")
+
+
+@dataclass(frozen=True, slots=True)
+class SharingSettings:
+    """What the file of settings holds: how an instance is shared."""
+
+    memory: CacheSettings = field(default_factory=CacheSettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    tenants: Mapping[Tenant, TenantSettings] = field(default_factory=dict)
+
+    def tenant(self, tenant: Tenant) -> TenantSettings:
+        return self.tenants.get(tenant) or self.tenants.get(DEFAULT_TENANT) or TenantSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceSettings:
     """One instance: a share of the machine."""
 
@@ -88,7 +161,9 @@ class InstanceSettings:
     anonymous_share: float = 0.5  # of the memory: what may be private; the rest is for mapped weights
     disk_bytes: int = 50 * 2**30
     workers: int = 2
-    max_waiting: int = 512
+    sharing: SharingSettings = field(default_factory=SharingSettings)
+    name: str = ""
+    """Endpoint and variant: what is remembered across restarts is remembered by it."""
     patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
     recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again; infinite: never
     drain_s: float = 25.0

@@ -104,3 +104,5 @@ class StoredModel:
     packs_dir: str
     package_dir: str = ""
     """The folder with `files`."""
+    measured_own_bytes: int | None = None
+    """Private memory that a load of it was seen to take on this machine; None if it never was alone."""

@@ -15,6 +15,7 @@ from flatshare.gateway.doors import openai
 from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2_http import LIVE, READY, V2HttpDoor
+from flatshare.gateway.explain import ModelExplainer
 from flatshare.gateway.invoke import request_ids
 from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.status import FleetStatus
@@ -55,6 +56,7 @@ class FrontDoor:
         metrics: GatewayMetrics,
         readiness: Readiness,
         entry: Entry,
+        explainer: ModelExplainer,
     ) -> None:
         self._runtime = runtime
         self._open_inference = open_inference
@@ -64,6 +66,7 @@ class FrontDoor:
         self._status = status
         self._metrics = metrics
         self._entry = entry
+        self._explainer = explainer
         self._request_ids = request_ids()
         self._fixed = {
             "/ping": _Fixed(self._ping, None),
@@ -101,6 +104,12 @@ class FrontDoor:
             return await self._runtime.invoke(invocation)
         if request.method == "POST" and request.path == "/":
             return await self._control_call(request)
+        return await self._own_page(request)
+
+    async def _own_page(self, request: Request) -> Reply:
+        if request.method == "GET" and request.path == "/flatshare/explain":
+            self._entry.admit(request, _OURS, Ask("flatshare:GetStatus"))
+            return await self._explainer.explain(request)
         fixed = self._fixed.get(request.path) if request.method == "GET" else None
         if fixed is None:
             return _not_served(request)

@@ -13,6 +13,7 @@ from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ArtifactUri, ModelKey, model_key
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
@@ -21,14 +22,21 @@ from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
-_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact)?")
+_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact|/explain)?")
 
 
 class InstanceApp:
     """Routes a request; `handle` is the whole of it."""
 
     def __init__(
-        self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend, single: ModelSource | None = None
+        self,
+        server: Server,
+        cache: ModelCache,
+        workbench: Workbench,
+        journal: Journal,
+        backend: Backend,
+        explainer: Explainer,
+        single: ModelSource | None = None,
     ) -> None:
         """`single` is the model of POST /invocations."""
         self._server = server
@@ -36,6 +44,7 @@ class InstanceApp:
         self._workbench = workbench
         self._journal = journal
         self._backend = backend
+        self._explainer = explainer
         self._single = single
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
@@ -64,21 +73,26 @@ class InstanceApp:
             if handler is None:
                 raise BadInput(f"{request.method} {request.path} is not part of the container contract")
             return await handler(request)
-        key = ModelKey(path["key"])
-        match request.method, path["action"]:
+        return await self._route_model(ModelKey(path["key"]), path["action"], request)
+
+    async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
+        reply = Reply(200)
+        match request.method, action:
             case "POST", "/invoke":
-                return await self._server.invoke(key, container.parse_source(request), request)
+                reply = await self._server.invoke(key, container.parse_source(request), request)
             case "GET", None:
-                return self._describe(key)
+                reply = self._describe(key)
             case "DELETE", None:
                 await self._cache.unload(key)
-                return Reply(200)
             case "GET", "/metadata":
-                return await self._server.describe(key, container.parse_source(request))
+                reply = await self._server.describe(key, container.parse_source(request))
+            case "GET", "/explain":
+                reply = await self._explain(key, request)
             case "GET", "/artifact":
                 await self._cache.require(key, container.parse_source(request))
-                return Reply(200)
-        raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+            case _:
+                raise BadInput(f"{request.method} {request.path} is not part of the container contract")
+        return reply
 
     async def _ping(self, _: Request) -> Reply:
         return Reply(200)
@@ -104,6 +118,12 @@ class InstanceApp:
             raise NotResident(f"model {key} is not loaded")
         return Reply(200, orjson.dumps(container.render_model(key, source.uri)))
 
+    async def _explain(self, key: ModelKey, request: Request) -> Reply:
+        source = container.parse_source(request) or self._cache.source_of(key)
+        if source is None:
+            raise NotResident(f"model {key} is not loaded: send its address in {container.SOURCE_URI}")
+        return Reply(200, orjson.dumps(await self._explainer.explain(key, source)))
+
     async def _set_memory(self, request: Request) -> Reply:
         await self._cache.set_memory(container.parse_memory(request.body))
         return Reply(200, orjson.dumps(asdict(self._cache.balance())))
@@ -114,6 +134,9 @@ class InstanceApp:
             "engine": self._backend.statistics(),
             "in_flight": self._workbench.in_flight,
             "waiting": self._workbench.waiting,
+            "waiting_by_tenant": self._workbench.waiting_by_tenant(),
+            "merged": self._workbench.merged,
+            "thrash": asdict(self._cache.demand.thrash) | {"lacks_memory": self._cache.demand.lacks_memory},
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from flatshare.core.ids import ModelKey, TensorDigest
 from flatshare.instance.backends.base import Footprint
-from flatshare.policy.admit import MemoryView, Need
+from flatshare.policy.admit import MemoryView, Rules
 from flatshare.policy.evict import Holders, Name, Resident
 
 
@@ -37,6 +37,8 @@ class Balance:
     mapped: int
     measured_anonymous: int
     models: int
+    pressure: int = 0
+    """Of the memory limit: not to be used for the moment, since the machine runs short."""
 
 
 class Books:
@@ -50,6 +52,7 @@ class Books:
         self._memory_bytes = memory_bytes
         self._anonymous_share = anonymous_share
         self._base_anonymous = base_anonymous
+        self._pressure_bytes = 0
         self._reserved: dict[ModelKey, Reservation] = {}
         self._holders: Counter[TensorDigest] = Counter()
         self._sharers: Counter[str] = Counter()
@@ -82,18 +85,26 @@ class Books:
         """Whether the model has a reservation."""
         return key in self._reserved
 
+    def has_only_known_shares(self, key: ModelKey) -> bool:
+        """Whether everything that the model shares was there before it."""
+        return all(self._sharers[name] > 1 for name in self._reserved[key].footprint.shared)
+
     def reservation(self, key: ModelKey) -> Reservation:
         return self._reserved[key]
 
     def set_memory(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
 
-    @staticmethod
-    def need(reservation: Reservation) -> Need:
-        """What a model takes; the policy subtracts what is there already."""
-        return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors)
+    def set_pressure(self, pressure_bytes: int) -> None:
+        """So much of the memory may not be used for the moment."""
+        self._pressure_bytes = pressure_bytes
 
-    def view(self, residents: tuple[Resident, ...]) -> MemoryView:
+    @property
+    def room_bytes(self) -> int:
+        """What models may take of the memory."""
+        return max(0, self._memory_bytes - self._base_anonymous)
+
+    def view(self, residents: tuple[Resident, ...], rules: Rules) -> MemoryView:
         """For the admission policy. What the kernel measures counts if it is more than what was booked."""
         balance = self.balance()
         return MemoryView(
@@ -104,6 +115,8 @@ class Books:
             mapped=self._mapped_bytes,
             residents=residents,
             holders=Holders(MappingProxyType(self._holders), MappingProxyType(self._sharers)),
+            rules=rules,
+            pressure=balance.pressure,
         )
 
     @property
@@ -121,6 +134,7 @@ class Books:
             mapped=self._mapped_bytes,
             measured_anonymous=anonymous_bytes() + self._others_anonymous(),
             models=len(self._reserved),
+            pressure=min(self._pressure_bytes, self._memory_bytes),
         )
 
     def check(self) -> None:

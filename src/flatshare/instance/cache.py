@@ -8,28 +8,38 @@ cannot be evicted; a request for a model that is being loaded joins the one load
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import AlreadyLoaded, BadPackage, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
-from flatshare.core.ids import ModelDigest, ModelKey
+from flatshare.core.errors import (
+    AlreadyLoaded,
+    FlatshareError,
+    NotResident,
+    OutOfMemory,
+    Overloaded,
+    OverQuota,
+)
+from flatshare.core.ids import ModelDigest, ModelKey, Tenant
+from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, Footprint, LoadedModel, RemoteBackend, RemoteModel
+from flatshare.instance.backends.base import Backend, LoadedModel, RemoteModel
+from flatshare.instance.board import Board
 from flatshare.instance.books import Balance, Books, Reservation
+from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder
-from flatshare.policy import admit
-from flatshare.policy.admit import Verdict
-from flatshare.policy.evict import Resident
+from flatshare.instance.loading import Loader
+from flatshare.instance.room import Held, Room
+from flatshare.instance.turnstile import Turnstile
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("cache")
 _RECHECK_FAILED_S = 300.0
-_NOTHING = Reservation(Footprint(0, {}), {})
+PLAIN_SHARING = SharingSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,7 @@ class Lease:
     digest: ModelDigest
     cold_start_s: float | None
     """How long this request waited for the load; None if the model was there."""
+    tenant: Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +70,15 @@ class _Entry:
     """The cache's own record of a model that is loading or resident."""
 
     source: ModelSource
+    tenant: Tenant
     ready: asyncio.Task["_Loaded"]
     began_s: float
     used_s: float
     checked_s: float
     """When the artifact was last looked at."""
     leases: int = 0
+    loaded_s: float = 0.0
+    is_scratch: bool = False
 
 
 @dataclass(slots=True)
@@ -90,6 +104,8 @@ class ModelCache:
         *,
         patience_s: float,
         recheck_s: float,
+        sharing: SharingSettings = PLAIN_SHARING,
+        board: Board | None = None,
     ) -> None:
         self._backend = backend
         self._finder = finder
@@ -102,8 +118,11 @@ class ModelCache:
         self._entries: dict[ModelKey, _Entry] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
-        self._admission = asyncio.Lock()  # one plan at a time, first come first served
-        self._changed = asyncio.Event()
+        self._sharing = sharing
+        self._turns = Turnstile(sharing.queue.parallel_loads)
+        self.demand = DemandBook(clock)
+        self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
+        self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
     async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
@@ -118,15 +137,17 @@ class ModelCache:
         elif self._recheck_task is None and _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
+        self.demand.visit(key, entry.source)
         entry.leases += 1
+        self._loader.activity += not is_cold
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
-            yield Lease(loaded.model[0], loaded.digest, waited_s)
+            yield Lease(loaded.model[0], loaded.digest, waited_s, entry.tenant)
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()
-            self._changed.set()
+            self.room.changed.set()
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""
@@ -134,6 +155,11 @@ class ModelCache:
             raise AlreadyLoaded(f"model {key} is loaded already")
         async with self.lease(key, source):
             pass
+
+    async def warm(self, key: ModelKey, source: ModelSource) -> None:
+        """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
+        if key not in self._entries:
+            await asyncio.shield(self._begin(key, source).ready)
 
     async def require(self, key: ModelKey, source: ModelSource | None) -> None:
         """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
@@ -149,9 +175,15 @@ class ModelCache:
         if entry is None:
             raise NotResident(f"model {key} is not loaded")
         while entry.leases > 0 or not entry.ready.done():
-            await self._wait_for_change()
+            await self.room.change()
         if self._entries.get(key) is entry and _is_loaded(entry):
-            await self._remove(key, "unload", "asked", "asked for")
+            await self.remove(key, "unload", "asked", "asked for")
+
+    def replace(self, digests: frozenset[ModelDigest], reason: str) -> None:
+        """Models of these digests leave as soon as their riders have, and the next request loads them anew."""
+        for key, entry in list(self._entries.items()):
+            if _is_loaded(entry) and entry.ready.result().digest in digests:
+                self._begin_removal(key, "replace", "replaced", reason)
 
     async def set_memory(self, memory_bytes: int) -> None:
         """Change the budget; what no longer fits leaves as soon as it is idle.
@@ -161,10 +193,17 @@ class ModelCache:
         before = self._books.balance().memory_limit
         self._books.set_memory(memory_bytes)
         try:
-            await self._make_room(_NOTHING, "the memory budget shrank")
+            await self.room.fit("the memory budget shrank")
         except OutOfMemory:
             self._books.set_memory(before)
             raise
+
+    async def allow(self, memory_bytes: int, reason: str, *, is_tight: bool) -> None:
+        """Use only so much of the budget for the moment; what is idle leaves for it. What is in use stays, and leaves afterwards."""
+        self._books.set_pressure(max(0, self._books.balance().memory_limit - memory_bytes))
+        self.room.is_tight = is_tight
+        self.room.changed.set()
+        await self.room.fit_what_is_idle(f"pressure from outside: {reason}")
 
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
@@ -181,6 +220,15 @@ class ModelCache:
         entry = self._entries.get(key)
         return entry.source if entry is not None and _is_loaded(entry) else None
 
+    def reservation_for(self, stored: StoredModel) -> Reservation:
+        """What a load would take."""
+        return self._loader.reservation(stored)
+
+    def state_of(self, key: ModelKey) -> str:
+        """resident, loading or absent."""
+        entry = self._entries.get(key)
+        return "absent" if entry is None else "resident" if _is_loaded(entry) else "loading"
+
     def check(self) -> None:
         """Invariants, for tests: the ledgers balance, and hold exactly the models that are in memory."""
         self._books.check()
@@ -191,11 +239,22 @@ class ModelCache:
     # Loading.
 
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+        """Raises Overloaded or OverQuota if too many load already."""
+        tenant = self.room.tenant(source)
+        self._require_place(tenant)
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
-        entry = self._entries[key] = _Entry(source, task, began_s=now, checked_s=now, used_s=now)
+        entry = self._entries[key] = _Entry(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
+
+    def _require_place(self, tenant: Tenant) -> None:
+        queue = self._sharing.queue
+        loading = [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
+        if len(loading) >= queue.max_waiting_loads:
+            raise Overloaded(f"{len(loading)} models are being loaded already: call again later, or add instances")
+        if loading.count(tenant) >= queue.max_waiting_loads_per_tenant:
+            raise OverQuota(f"{loading.count(tenant)} models of tenant {tenant} are being loaded already, its limit: call again later")
 
     def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
         """A load that failed leaves no trace but its reason."""
@@ -204,37 +263,51 @@ class ModelCache:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
-        self._changed.set()
+        self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
-        reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_pieces)
+        reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
-        reason = await self._make_room(reservation, f"room for {source.uri}", key)
-        model = await self._load_reserved(key, stored)
-        self._note("load", source.uri, reason, started_s)
-        manifest = stored.manifest
-        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], self._clock.monotonic_s() - started_s)
-
-    async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel | RemoteModel:
-        """The reservation goes with the load if it fails."""
         try:
-            if isinstance(self._backend, RemoteBackend) and (remote := await self._backend.load_remote(stored)) is not None:
-                return remote
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
-        except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
-            self._books.release(key)
-            raise StoreUnavailable(f"the model left this machine's disk while it was loaded ({error.filename}): call again") from error
-        except Exception:
-            self._books.release(key)
-            raise
-        except BaseException as error:  # a panic in the tokenizers' Rust is no Exception; cancellation is
-            self._books.release(key)
-            if isinstance(error, asyncio.CancelledError):
+            async with asyncio.timeout(None) as patience:
+                while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
+                    if patience.when() is None:
+                        patience.reschedule(asyncio.get_running_loop().time() + self._patience_s)
+                    await self.room.change(0.25)
+        except TimeoutError as error:
+            if not patience.expired():
                 raise
-            raise BadPackage(f"loading the model ended in a panic: {error}") from error
+            tenant = self.room.tenant(source)
+            raise OutOfMemory(
+                f"no room after {self._patience_s:.0f} s: tenant {tenant} is at its ceiling, and its other models are in use; call again"
+            ) from error
+        return loaded
+
+    async def _in_turn(
+        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, started_s: float
+    ) -> _Loaded | None:
+        """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
+        tenant = self.room.tenant(source)
+        async with self._turns.turn(tenant, self._sharing.tenant(tenant).weight):
+            entrance = await self.room.reserve(key, source, reservation)
+            if entrance is None:
+                return None
+            model = await self._loader.load(key, stored)
+        now_s = self._clock.monotonic_s()
+        if (entry := self._entries.get(key)) is not None:
+            entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
+        self.demand.loaded(key, now_s - started_s)
+        self._note("load", source.uri, entrance.reason, started_s)
+        manifest = stored.manifest
+        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
+
+    def is_quiet(self, but: ModelKey | None = None) -> bool:
+        """Nobody runs, loads or leaves, except for this one."""
+        others = (entry for key, entry in self._entries.items() if key != but)
+        return not self._departing and not any(entry.leases or not entry.ready.done() for entry in others)
 
     # Keeping up with artifacts.
 
@@ -259,43 +332,30 @@ class ModelCache:
         if not done.cancelled() and done.exception() is not None:
             log.error("recheck_failed", exc_info=done.exception())
 
-    # Making room.
+    # What the room asks (instance/room.py).
 
-    async def _make_room(self, reservation: Reservation, purpose: str, key: ModelKey | None = None) -> str:
-        """Evict until `reservation` fits, waiting for leases to end if need be; the reason that admitted it.
+    def held(self) -> Iterator[Held]:
+        for key, entry in self._entries.items():
+            if _is_loaded(entry):
+                yield Held(key, entry.source, entry.used_s, entry.loaded_s, entry.leases, entry.is_scratch)
 
-        With a key, the reservation is entered in the same moment. Raises NeverFits or OutOfMemory.
-        """
-        lack, has_shrunk = "other loads were first in line", False
-        try:
-            async with asyncio.timeout(self._patience_s), self._admission:
-                while True:
-                    self._changed.clear()
-                    admission = admit.decide(self._books.view(self._residents()), self._books.need(reservation))
-                    if admission.verdict is Verdict.ADMIT:
-                        if key is not None:
-                            self._books.reserve(key, reservation)
-                        return admission.reason
-                    lack = admission.reason
-                    if admission.verdict is Verdict.NEVER_FITS:
-                        raise NeverFits(admission.reason)
-                    if not has_shrunk and self._books.is_overdrawn:  # perhaps only by what the heap keeps: look before models pay for it
-                        has_shrunk = True
-                        await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
-                        continue
-                    for victim in filter(self._is_idle, admission.victims):
-                        cause = admission.short_of if key is not None else "shrunk"
-                        await self._remove(victim, "evict", cause, f"{purpose}: {admission.reason}")
-                        has_shrunk = False
-                    if admission.verdict is Verdict.WAIT:
-                        if not self._can_change:
-                            raise OutOfMemory(f"no room, although nothing is in use: {lack}; call again, or raise --memory")
-                        await self._changed.wait()
-        except TimeoutError as error:
-            raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
+    def is_idle(self, key: ModelKey) -> bool:
+        entry = self._entries.get(key)
+        return entry is not None and _is_loaded(entry) and entry.leases == 0
 
-    async def _remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
+    async def remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
         await asyncio.shield(self._begin_removal(key, kind, cause, reason))
+
+    @property
+    def can_change(self) -> bool:
+        held = (entry for key, entry in self._entries.items() if key in self._books)
+        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
+
+    async def shrink(self) -> None:
+        """Have the engines give back what they and the heap keep."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
+
+    # Leaving.
 
     def _begin_removal(self, key: ModelKey, kind: str, cause: str, reason: str) -> asyncio.Task[None]:
         """Out of the table at once, out of the books when the memory is given back."""
@@ -308,7 +368,7 @@ class ModelCache:
     async def _depart(self, key: ModelKey, entry: _Entry, kind: str, cause: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
-            await self._wait_for_change()
+            await self.room.change()
         model = entry.ready.result().model[0]
         if isinstance(model, RemoteModel):
             await model.close()
@@ -316,39 +376,18 @@ class ModelCache:
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
+        if kind == "evict":
+            self.demand.evicted(key)
         self._note(kind, entry.source.uri, reason, started_s, cause)
-        self._changed.set()
-
-    @property
-    def _can_change(self) -> bool:
-        """Something is lent out, on its way in or on its way out: a wait for room may end."""
-        held = (entry for key, entry in self._entries.items() if key in self._books)
-        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
+        self.room.changed.set()
 
     def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
         loaded.model.clear()
         if is_last:
             self._backend.shrink()
 
-    def _residents(self) -> tuple[Resident, ...]:
-        return tuple(self._resident(key, entry) for key, entry in self._entries.items() if _is_loaded(entry))
-
-    def _resident(self, key: ModelKey, entry: _Entry) -> Resident:
-        reservation = self._books.reservation(key)
-        footprint = reservation.footprint
-        return Resident(key, entry.used_s, entry.leases, footprint.own_bytes, reservation.tensors, footprint.shared)
-
-    def _is_idle(self, key: ModelKey) -> bool:
-        """Still here and not lent out: what was idle when the plan was made may have found a rider since."""
-        entry = self._entries.get(key)
-        return entry is not None and _is_loaded(entry) and entry.leases == 0
-
     def _digests_in_use(self) -> frozenset[ModelDigest]:
         return frozenset(entry.ready.result().digest for entry in self._entries.values() if _is_loaded(entry))
-
-    async def _wait_for_change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
 
     def _note(self, kind: str, uri: str, reason: str, started_s: float, cause: str = "") -> None:
         took_ms = 1e3 * (self._clock.monotonic_s() - started_s)

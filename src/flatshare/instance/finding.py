@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -11,9 +12,10 @@ from typing import Protocol
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadPackage, StoreUnavailable
-from flatshare.core.ids import ArtifactUri, ModelDigest
+from flatshare.core.ids import NOBODY, ArtifactUri, ModelDigest, Tenant
 from flatshare.core.spec import StoredModel
 from flatshare.instance.importing import die_with_parent, import_artifact
+from flatshare.instance.turnstile import Turnstile
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 
@@ -24,6 +26,12 @@ class Finder(Protocol):
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
 
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        """The same without an import: None if this version of the artifact was never imported."""
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        """Private memory that a load of the model was seen to take: `find` tells it from now on. Returns at once."""
+
     async def require(self, source: ModelSource) -> None:
         """Raises UnknownTarget if nothing lies at `source`; imports nothing."""
 
@@ -31,8 +39,12 @@ class Finder(Protocol):
 class ModelFinder:
     """Looks an artifact up, and has it imported by a process of its own, which retires when there is nothing to import."""
 
-    def __init__(self, store: TensorStore, threads: Executor, disk_bytes: int) -> None:
+    def __init__(
+        self, store: TensorStore, threads: Executor, disk_bytes: int, tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY
+    ) -> None:
         self._store = store
+        self._tenant_of = tenant_of
+        self._turns = Turnstile(1)  # the import process does one at a time; whose is next is decided here
         self._threads = threads
         self._disk_bytes = disk_bytes
         self._pool: ProcessPoolExecutor | None = None
@@ -41,13 +53,21 @@ class ModelFinder:
 
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
-        stored = await self._look_up(source)
+        stored = await self.known(source)
         if stored is None:
             await self._import(source, in_use)
-            stored = await self._look_up(source)
+            stored = await self.known(source)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return stored
+
+    async def known(self, source: ModelSource) -> StoredModel | None:
+        """Raises UnknownTarget, StoreUnavailable, or why an earlier import was refused."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._look, source)
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        """Returns at once; written by one of the threads."""
+        self._threads.submit(self._store.catalog.remember_footprint, digest, own_bytes)
 
     async def require(self, source: ModelSource) -> None:
         """Raises UnknownTarget if nothing lies at `source`, or StoreUnavailable; imports nothing."""
@@ -62,7 +82,7 @@ class ModelFinder:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def _known(self, source: ModelSource) -> StoredModel | None:
+    def _look(self, source: ModelSource) -> StoredModel | None:
         """The model if this version of the artifact was imported before; an earlier refusal is raised again."""
         uri = ArtifactUri(source.uri)
         version = probe(uri, root=source.root).version
@@ -76,10 +96,18 @@ class ModelFinder:
         return None
 
     async def _import(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
+        self._imports += 1
+        try:
+            async with self._turns.turn(self._tenant_of(source)):
+                await self._import_in_turn(source, in_use)
+        finally:
+            self._imports -= 1
+            self._retire_later()
+
+    async def _import_in_turn(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_parent)
         pool = self._pool
-        self._imports += 1
         try:
             job = (self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use)
             await asyncio.get_running_loop().run_in_executor(pool, import_artifact, *job)
@@ -89,9 +117,6 @@ class ModelFinder:
             raise StoreUnavailable(
                 f"the process that imported {source.uri} died (out of memory, or killed): call again to try once more"
             ) from error
-        finally:
-            self._imports -= 1
-            self._retire_later()
 
     def _retire_later(self) -> None:
         if self._retirement is not None:
@@ -102,6 +127,3 @@ class ModelFinder:
         if self._imports == 0 and self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
-
-    async def _look_up(self, source: ModelSource) -> StoredModel | None:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._known, source)

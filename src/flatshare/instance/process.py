@@ -4,22 +4,34 @@ import asyncio
 import os
 import resource
 import sys
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, Listening, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
+from flatshare.instance.backends.base import Backend
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.backends.triton.backend import TritonBackend
+from flatshare.instance.board import Board
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
+from flatshare.instance.hot import HotSet
+from flatshare.instance.pressure import Kernel
+from flatshare.instance.quarantine import Quarantine
+from flatshare.instance.scrub import Scrubber
 from flatshare.instance.serve import Server
+from flatshare.instance.watch import Watch
 from flatshare.instance.workbench import Workbench
+from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
@@ -29,42 +41,81 @@ from flatshare.telemetry.log import get_logger
 log = get_logger("instance")
 _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
+EngineMaker = Callable[[InstanceSettings], Backend]
+_LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
-async def serve_until_stopped(settings: InstanceSettings, own_code: WorkerSettings, at: Listening, model_dir: Path | None) -> None:
-    """Serve until SIGTERM, or end of file on stdin if that is followed; then finish what is under way, within the drain time.
+def _mapped(settings: InstanceSettings) -> Backend:
+    return MappedBackend(concurrent_runs=settings.workers)
 
-    `model_dir` is the one model of POST /invocations.
-    """
-    store = TensorStore(settings.store_dir)
+
+async def serve_until_stopped(
+    settings: InstanceSettings, own_code: WorkerSettings, at: Listening, model_dir: Path | None, engines: EngineMaker = _mapped
+) -> None:
+    """Serve until SIGTERM, or end of file on stdin; then finish what is under way. `model_dir` is the one model of POST /invocations."""
+    store, clock, journal, sharing = TensorStore(settings.store_dir), SystemClock(), Journal(), settings.sharing
     _repair(store)
+    memory = _Memory(settings.store_dir / "instances", settings.name, clock)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     triton = TritonBackend(own_code)
-    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers), "triton": triton})
-    workbench = Workbench(settings.workers, settings.max_waiting)
-    finder = ModelFinder(store, lookers, settings.disk_bytes)
-    journal = Journal()
+    backend = Engines({"mapped": engines(settings), "triton": triton})
+    workbench = Workbench(settings.workers, sharing)
+    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
-        backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s, recheck_s=settings.recheck_s
-    )
-    app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend, _source_of(model_dir))
+        backend, finder, books, threads, clock, journal,
+        patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
+    )  # fmt: skip
+    door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
+    watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     await _listen(server, at)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    await server.run()
+    hot = memory.hot_set(cache)
+    hot.restore()
+    await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
     await triton.pool.close()
     finder.close()
-    workbench.close()
-    for pool in (threads, lookers):
-        pool.shutdown(wait=True, cancel_futures=True)
+    _end_work(workbench, threads, lookers)
+    memory.board.close()
     log.info("instance_stopped")
+
+
+def _end_work(workbench: Workbench, *pools: ThreadPoolExecutor) -> None:
+    if not workbench.close(within_s=_LAST_RUNS_S):
+        log.error("instance_hangs", reason="a run did not end: the process ends with it")
+        os._exit(3)  # its thread can be ended in no other way; the board tells the next instance which model it was
+    for pool in pools:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _run(server: HandlerServer, *beside: Coroutine[Any, Any, None]) -> None:
+    """Serve, and do beside it what nobody asks for."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work) for work in beside]
+        await server.run()
+        for task in tasks:
+            task.cancel()
+
+
+class _Memory:
+    """What outlives an instance, by its name: what it was doing, whom that makes a suspect, and what it served."""
+
+    def __init__(self, folder: Path, name: str, clock: SystemClock) -> None:
+        self._folder = folder
+        self._name = sha256(name.encode()).hexdigest()[:16]
+        self.quarantine = Quarantine(folder, self._name, clock)
+        self.board = Board(folder / f"{self._name}.{os.getpid()}.board")
+
+    def hot_set(self, cache: ModelCache) -> HotSet:
+        return HotSet(cache, self._folder, self._name)
 
 
 async def _listen(server: HandlerServer, at: Listening) -> None:

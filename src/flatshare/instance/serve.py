@@ -2,37 +2,49 @@
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from functools import partial
 
 from flatshare.core.call import InferCall, InferResult, ModelSource
-from flatshare.core.errors import Overloaded
-from flatshare.core.ids import ModelKey
+from flatshare.core.errors import BadInput, Overloaded
+from flatshare.core.ids import ModelKey, Tenant
+from flatshare.core.settings import SharingSettings
+from flatshare.instance import batching
 from flatshare.instance.backends.base import LoadedModel, RemoteModel
-from flatshare.instance.cache import Lease, ModelCache
-from flatshare.instance.workbench import Run, Workbench
+from flatshare.instance.cache import PLAIN_SHARING, Lease, ModelCache
+from flatshare.instance.job import Mergeable, Run, Ticket
+from flatshare.instance.paces import Paces
+from flatshare.instance.workbench import Workbench
+from flatshare.policy.pace import units_of
 from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
+Guard = Callable[[ModelKey], AbstractAsyncContextManager[None]]
 _MAX_BODIES_BYTES = 64 * 2**20
 
 
 class Server:
     """The journey of one request through an instance."""
 
-    def __init__(self, cache: ModelCache, workbench: Workbench) -> None:
+    def __init__(
+        self, cache: ModelCache, workbench: Workbench, sharing: SharingSettings = PLAIN_SHARING, guard: Guard = lambda _: nullcontext()
+    ) -> None:
         self._cache = cache
         self._workbench = workbench
+        self._sharing = sharing
+        self._guard = guard
+        self._paces = Paces()
         self._body_bytes = 0
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
         with self._counted(request):
+            deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
-            async with self._cache.lease(key, source) as lease:
+            async with self._guard(key), self._cache.lease(key, source) as lease:
                 signature = lease.model.signature
                 signature.require(asked.call)
-                run = await self._run(lease.model, asked.call)
+                run = await self._run(key, lease, asked.call, deadline_s)
                 answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
                 return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
 
@@ -41,14 +53,30 @@ class Server:
         async with self._cache.lease(key, source) as lease:
             return container.render_metadata(lease.model.signature, lease.digest)
 
-    async def _run(self, model: LoadedModel | RemoteModel, call: InferCall) -> Run[InferResult]:
-        """On an engine thread; a model of another process has no use for one."""
+    async def _run(self, key: ModelKey, lease: Lease, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
+        """On an engine thread, in its turn; a model of another process has no use for one."""
+        model = lease.model
         if isinstance(model, RemoteModel):
             started_s = time.perf_counter()
             result = await model.infer(call)
             return Run(result, time.perf_counter() - started_s, waited_s=0.0)
-        stop = threading.Event()
-        return await self._workbench.run(partial(model.run, call, stop), stop)
+        stop, ticket = threading.Event(), self._ticket(key, lease.tenant, model, call, deadline_s)
+        run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
+        self._paces.note(key, run.seconds * run.share, ticket.units)
+        return run
+
+    def _ticket(self, key: ModelKey, tenant: Tenant, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Ticket:
+        """Whose work it is, how much, until when, and what it may be run with."""
+        units = units_of(call)
+        likeness = batching.likeness(model.signature, call)
+        mergeable = None if likeness is None else Mergeable(model, call, likeness)
+        return Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, mergeable)
+
+    def _deadline_s(self, request: Request) -> float | None:
+        """By time.monotonic. Raises BadInput."""
+        text = request.header(container.DEADLINE_MS)
+        left_ms = _milliseconds(text) if text else self._sharing.queue.deadline_ms
+        return None if left_ms is None else time.monotonic() + left_ms / 1e3
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
@@ -61,6 +89,16 @@ class Server:
             yield
         finally:
             self._body_bytes -= size
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise BadInput(f"{container.DEADLINE_MS} must be milliseconds above zero, not '{text[:32]}'")
+    return value
 
 
 def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:

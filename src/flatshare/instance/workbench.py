@@ -1,64 +1,66 @@
-"""Step 6: the worker threads, one per core. A bounded number may wait; each run is one thread of the engine."""
+"""Step 6: the worker threads, one per core. A bounded number waits, by fair share among tenants; each run is one thread of the engine."""
 
 import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
-from flatshare.core.errors import Overloaded
+from flatshare.core.errors import Overloaded, OverQuota, TooLate
+from flatshare.core.ids import Tenant
+from flatshare.core.settings import SharingSettings
+from flatshare.instance.job import PLAIN, Job, Run, Ticket, run_together
+from flatshare.policy import pace
+from flatshare.policy.fair import Entry, FairQueue
+from flatshare.policy.pace import Load
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Run(Generic[T]):
-    """What came of a piece of work, how long it ran, and how long it had waited for a thread."""
-
-    result: T
-    seconds: float
-    waited_s: float
+_KEEP_FOR_SHORT_S = 2.0
 
 
 class Workbench:
-    """Runs engine calls. Owned by the event loop.
+    """Runs engine calls. `run` is called on the event loop.
 
-    A queue and a callback instead of concurrent.futures: its two futures and their locks are a tenth of a millisecond on a cold cache.
+    Workers take their work from a queue under a lock: to be handed it by the loop would leave them idle for a turn of the loop.
+    A callback instead of concurrent.futures: its two futures and their locks are a tenth of a millisecond on a cold cache.
     """
 
-    def __init__(self, workers: int, max_waiting: int) -> None:
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"engine-{n}", daemon=True) for n in range(workers)]
+    def __init__(self, workers: int, sharing: SharingSettings) -> None:
+        self._sharing = sharing
         self._workers = workers
-        self._most = workers + max_waiting
+        self._lock = threading.Lock()  # over the queue and what runs
+        self._queue: FairQueue[Job] = FairQueue()
+        self._running: dict[int, _Running] = {}
+        self._short_s = float("-inf")
+        self._visitors = _Visitors()
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each job, and one for each worker at the end
+        self._threads = [threading.Thread(target=self._work, args=(n,), name=f"engine-{n}", daemon=True) for n in range(workers)]
         self.in_flight = 0
+        self.merged = 0
+        """Requests that shared a run."""
         self._is_closed = False
         for thread in self._threads:
             thread.start()
 
-    @property
-    def waiting(self) -> int:
-        """The queue: what is under way and not yet on a thread."""
-        return max(0, self.in_flight - self._workers)
-
-    async def run(self, work: Callable[[], T], stop: threading.Event | None = None) -> Run[T]:
-        """Raises Overloaded if too many wait already, and what `work` raises.
+    async def run(self, work: Callable[[], T], stop: threading.Event | None = None, ticket: Ticket = PLAIN) -> Run[T]:
+        """Raises Overloaded or OverQuota if too many wait, TooLate if the answer would miss its deadline, and what `work` raises.
 
         A caller who leaves before its turn frees its place at once; one who leaves while its work runs, when it has run: a thread
         cannot be interrupted, and what it works on must stay lent. `stop` is set then, for work that looks at it between its parts.
         """
-        if self.in_flight >= self._most:
-            raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
-        loop = asyncio.get_running_loop()
-        job = _Job(work, loop, loop.create_future(), stop)
+        job = Job(work, ticket, stop)
+        entry = self._push(job)
         self.in_flight += 1
-        self._jobs.put(job)
+        self._calls.put(None)
         try:
             outcome: Run[T] = await job.done
         except asyncio.CancelledError:
-            job.abandon()
+            with self._lock:
+                self._queue.drop(entry)
+                job.abandon()
             if job.has_begun:
                 await job.until_over()
             raise
@@ -66,82 +68,160 @@ class Workbench:
             self.in_flight -= 1
         return outcome
 
-    def close(self) -> None:
-        """Finish what runs, forget what waits."""
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn."""
+        return len(self._queue)
+
+    def waiting_by_tenant(self) -> Mapping[Tenant, int]:
+        with self._lock:
+            return self._queue.tenants()
+
+    def longest_run_s(self) -> float:
+        """How long the oldest run has been under way."""
+        now_s = time.monotonic()
+        with self._lock:
+            return max((now_s - running.began_s for running in self._running.values()), default=0.0)
+
+    def close(self, within_s: float | None = None) -> bool:
+        """Finish what runs, forget what waits. Whether all runs came to their end."""
         self._is_closed = True
         for _ in self._threads:
-            self._jobs.put(None)
+            self._calls.put(None)
         for thread in self._threads:
-            thread.join()
+            thread.join(within_s)
+        return not any(thread.is_alive() for thread in self._threads)
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if not self._is_closed:
-                job.run()
-            del job  # a worker that waits must not keep the last model alive
+    def _push(self, job: Job) -> Entry[Job]:
+        ticket, settings = job.ticket, self._sharing.queue
+        tenant = self._sharing.tenant(ticket.tenant)
+        most = settings.max_waiting_per_tenant if tenant.max_waiting is None else tenant.max_waiting
+        with self._lock:
+            if self.in_flight >= self._workers + settings.max_waiting:
+                raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
+            if len(self._running) >= self._workers and self._queue.waiting(ticket.tenant) >= most:
+                raise OverQuota(f"{most} requests of tenant {ticket.tenant} wait already, its limit: call again later")
+            is_long = 1e3 * ticket.run_s > settings.long_run_ms
+            self._require_in_time(ticket, is_long=is_long)
+            now_s = time.monotonic()
+            self._visitors.note(ticket.tenant, now_s)
+            if not is_long:
+                self._short_s = now_s
+            return self._queue.push(job, ticket.tenant, cost=ticket.run_s, weight=tenant.weight, is_long=is_long)
 
-
-class _Job:
-    """One piece of work, on its way from the loop to a thread and back."""
-
-    __slots__ = ("_asked_s", "_is_over", "_loop", "_over", "_stop", "_work", "done", "has_begun")
-
-    def __init__(
-        self,
-        work: Callable[[], Any],
-        loop: asyncio.AbstractEventLoop,
-        done: "asyncio.Future[Run[Any]]",
-        stop: threading.Event | None,
-    ) -> None:
-        self._asked_s = time.perf_counter()
-        self._work: Callable[[], Any] | None = work
-        self._loop = loop
-        self._stop = stop
-        self.done = done
-        self.has_begun = False
-        self._is_over = False
-        self._over: asyncio.Future[None] | None = None
-
-    def abandon(self) -> None:
-        """The rider has left: let go of what has not begun, and ask what runs to stop."""
-        if not self.has_begun:
-            self._work = None
-        if self._stop is not None:
-            self._stop.set()
-
-    async def until_over(self) -> None:
-        """For a rider who has left: until the thread has let go of what it works on."""
-        if not self._is_over:
-            self._over = self._loop.create_future()
-            await self._over
-
-    def run(self) -> None:
-        """On a worker thread: every rider gets an answer, whatever the engine does."""
-        self.has_begun = True
-        work, self._work = self._work, None  # nothing of the model may outlive the run
-        if work is None:
-            self._loop.call_soon_threadsafe(self._end)
+    def _require_in_time(self, ticket: Ticket, *, is_long: bool) -> None:
+        if ticket.deadline_s is None:
             return
-        started = time.perf_counter()
+        now_s = time.monotonic()
+        running_s = sum(max(0.0, running.until_s - now_s) for running in self._running.values())
+        ahead_s = self._queue.ahead_of(ticket.tenant, is_long=is_long)
+        load = Load(self._workers, ahead_s, running_s if len(self._running) >= self._workers else 0.0)
+        left_s = ticket.deadline_s - now_s
+        if pace.is_too_late(load, ticket.run_s, left_s):
+            expected_ms = 1e3 * (pace.wait_s(load) + ticket.run_s)
+            raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {1e3 * left_s:.0f}: call again later")
+
+    # On the workers.
+
+    def _work(self, number: int) -> None:
+        wait_s: float | None = None
+        while True:
+            with suppress(queue.Empty):  # a long run had to wait for short ones that did not come
+                self._calls.get(timeout=wait_s)
+            if self._is_closed:
+                return
+            while jobs := self._take(number):
+                self._run(number, jobs)
+                del jobs  # a worker that waits must not keep the last model alive
+            with self._lock:
+                wait_s = _KEEP_FOR_SHORT_S if len(self._queue) else None
+
+    def _take(self, number: int) -> list[Job]:
+        """The next one, and its like; none if nobody may run now."""
+        with self._lock:
+            now_s = time.monotonic()
+            has_to_wait = pace.must_wait_for_short(
+                workers=self._workers,
+                long_running=sum(running.is_long for running in self._running.values()),
+                since_short_s=now_s - self._short_s,
+                keep_s=_KEEP_FOR_SHORT_S,
+            )
+            job = self._queue.pop(with_long=not has_to_wait)
+            if job is None or self._is_closed:
+                return []
+            jobs = [job, *self._like(job, now_s)]
+            expected_s = sum(one.ticket.run_s for one in jobs)
+            self._running[number] = _Running(now_s, now_s + expected_s, 1e3 * job.ticket.run_s > self._sharing.queue.long_run_ms)
+            for one in jobs:
+                one.begin()
+            return jobs
+
+    def _like(self, job: Job, now_s: float) -> list[Job]:
+        """Others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
+        ticket, settings = job.ticket, self._sharing.queue
+        others = self._visitors.are_others_than(ticket.tenant, now_s - _KEEP_FOR_SHORT_S)
+        room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others)
+        room_s, room = room_s - ticket.run_s, settings.batch_tokens - ticket.units
+        found: list[Job] = []
+        if ticket.mergeable is None or room < ticket.units or room_s < ticket.run_s:
+            return found
+        for other in self._queue.take_like(lambda other: _is_like(job, other), ticket.tenant):
+            found.append(other)
+            room, room_s = room - other.ticket.units, room_s - other.ticket.run_s
+            if room < ticket.units or room_s < ticket.run_s:
+                break
+        return found
+
+    def _run(self, number: int, jobs: list[Job]) -> None:
+        now_s = time.monotonic()
+        timely = [job for job in jobs if job.is_wanted and not _is_late(job, now_s)]
+        for job in jobs:
+            if job not in timely:
+                job.expire()
         try:
-            outcome = Run(work(), time.perf_counter() - started, started - self._asked_s)
-        except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
-            failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
-            self._loop.call_soon_threadsafe(self._fail, failure.with_traceback(None))
-            return
-        self._loop.call_soon_threadsafe(self._succeed, outcome)
+            if len(timely) > 1:
+                run_together(timely)
+            elif timely:
+                timely[0].run()
+        finally:
+            with self._lock:
+                del self._running[number]
+                self.merged += len(timely) if len(timely) > 1 else 0
 
-    def _succeed(self, outcome: Run[Any]) -> None:
-        self._end()
-        if not self.done.done():
-            self.done.set_result(outcome)
 
-    def _fail(self, error: Exception) -> None:
-        self._end()
-        if not self.done.done():
-            self.done.set_exception(error)
+class _Visitors:
+    """Whose requests came lately: the last tenant, and the last one before it that was another."""
 
-    def _end(self) -> None:
-        self._is_over = True
-        if self._over is not None and not self._over.done():
-            self._over.set_result(None)
+    def __init__(self) -> None:
+        self._last: Tenant | None = None
+        self._last_s = self._other_s = float("-inf")
+
+    def note(self, tenant: Tenant, now_s: float) -> None:
+        if self._last is not None and tenant != self._last:
+            self._other_s = self._last_s
+        self._last, self._last_s = tenant, now_s
+
+    def are_others_than(self, tenant: Tenant, since_s: float) -> bool:
+        return (self._other_s if tenant == self._last else self._last_s) > since_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """What a worker does now."""
+
+    began_s: float
+    until_s: float
+    """Expected."""
+    is_long: bool
+
+
+def _is_like(job: Job, other: Job) -> bool:
+    """Of the same model, asking for the same, and of about the same length: others would make the first one wait for nothing."""
+    mine, its = job.ticket.mergeable, other.ticket.mergeable
+    if mine is None or its is None or mine.model is not its.model or mine.likeness != its.likeness:
+        return False
+    return other.is_wanted and 0.5 <= other.ticket.units / job.ticket.units <= 2.0
+
+
+def _is_late(job: Job, now_s: float) -> bool:
+    return job.ticket.deadline_s is not None and now_s + job.ticket.run_s > job.ticket.deadline_s

@@ -1,12 +1,23 @@
-"""Which models leave memory: least recently used first, counting only the bytes that would really come free."""
+"""Which models leave memory: those that are worth least per byte that would really come free, or those used least recently.
 
+Never one that is lent out, pinned, hardly loaded yet, or below what its tenant was promised.
+"""
+
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TypeVar
 
-from flatshare.core.ids import ModelKey, TensorDigest
+from flatshare.core.ids import NOBODY, ModelKey, Tenant, TensorDigest
 
 Name = TypeVar("Name", bound=str)
+_RELOADS = 3.0  # a model that leaves sooner than three times its load took has cost more than it gave
+
+
+class Order(StrEnum):
+    VALUE = "value"
+    LRU = "lru"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +33,15 @@ class Resident:
     """Size in bytes by digest."""
     shared: Mapping[str, int] = field(default_factory=dict)
     """Private memory that it has in common with others (a session, a tokenizer): size in bytes by name."""
+    worth: float = 0.0
+    """User-seconds that it saves per second while it is here (policy/worth.py)."""
+    tenant: Tenant = NOBODY
+    loaded_s: float = float("-inf")
+    reload_s: float = 0.0
+    """How long a load takes."""
+    is_pinned: bool = False
+    is_scratch: bool = False
+    """In the scratch slot: it was worth less than what it would have pushed out, and goes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +66,97 @@ class Shortage:
         return self.anonymous_bytes <= 0 and self.total_bytes <= 0
 
 
-def choose(residents: Iterable[Resident], holders: Holders, shortage: Shortage) -> tuple[ModelKey, ...] | None:
-    """A whole set of victims that ends the shortage, or None if all idle models together would not.
+@dataclass(frozen=True, slots=True)
+class Manners:
+    """In which order models leave, and who has to be spared."""
+
+    order: Order = Order.LRU
+    now_s: float = 0.0
+    min_residency_s: float = 0.0
+    """Younger models leave only if older ones do not suffice."""
+    floors: Mapping[Tenant, int] = field(default_factory=dict)
+    """Bytes by tenant that nobody else can push out."""
+    requester: Tenant | None = None
+    """For whom room is made: its own floor does not protect it from itself."""
+
+    def is_spared(self, resident: Resident) -> bool:
+        return resident.leases > 0 or resident.is_pinned or self.now_s < self.spared_until_s(resident)
+
+    def spared_until_s(self, resident: Resident) -> float:
+        """A model that has hardly arrived stays so long; plain LRU knows no such thing."""
+        return resident.loaded_s + _RELOADS * resident.reload_s if self.order is Order.VALUE else float("-inf")
+
+
+PLAIN = Manners()
+
+
+def ranked(residents: Iterable[Resident], holders: Holders, manners: Manners = PLAIN) -> list[Resident]:
+    """Those that may leave, in the order in which they would."""
+    candidates = [(_rank(resident, holders, manners), resident) for resident in residents if not manners.is_spared(resident)]
+    return [resident for _, resident in sorted(candidates, key=lambda pair: pair[0])]
+
+
+def choose(residents: Iterable[Resident], holders: Holders, shortage: Shortage, manners: Manners = PLAIN) -> tuple[ModelKey, ...] | None:
+    """A whole set of victims that ends the shortage, or None if all that may leave together would not.
 
     What is held together comes free with its last holder, which may be a later victim.
     """
+    everyone = tuple(residents)
     tensors, shared = dict(holders.tensors), dict(holders.shared)
+    floors = _Floors(everyone, manners)
     victims: list[ModelKey] = []
-    for resident in sorted((r for r in residents if r.leases == 0), key=lambda r: r.used_s):
+    for resident in ranked(everyone, holders, manners):
         if shortage.is_over:
             break
+        if not floors.allow(resident):
+            continue
         anonymous = resident.anonymous_bytes + _released(resident.shared, shared)
         mapped = _released(resident.tensors, tensors)
         shortage = Shortage(shortage.anonymous_bytes - anonymous, shortage.total_bytes - anonymous - mapped)
         victims.append(resident.key)
     return tuple(victims) if shortage.is_over else None
+
+
+def freed_bytes(resident: Resident, holders: Holders) -> int:
+    """What would come free if this model alone left: what others hold too counts nothing."""
+    tensors = sum(size for name, size in resident.tensors.items() if holders.tensors.get(name, 0) <= 1)
+    shared = sum(size for name, size in resident.shared.items() if holders.shared.get(name, 0) <= 1)
+    return resident.anonymous_bytes + tensors + shared
+
+
+def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, bool, float, float]:
+    is_young = manners.now_s - resident.loaded_s < manners.min_residency_s
+    value = resident.worth / max(1, freed_bytes(resident, holders)) if manners.order is Order.VALUE else 0.0
+    return (not resident.is_scratch, is_young, value, resident.used_s)
+
+
+class _Floors:
+    """What the tenants with a floor would still hold. A tenant holds each distinct byte of its models once."""
+
+    def __init__(self, residents: tuple[Resident, ...], manners: Manners) -> None:
+        self._floors = {tenant: floor for tenant, floor in manners.floors.items() if floor and tenant != manners.requester}
+        self._counts: dict[Tenant, Counter[str]] = {tenant: Counter() for tenant in self._floors}
+        self._bytes = dict.fromkeys(self._floors, 0)
+        for resident in residents:
+            if resident.tenant in self._floors:
+                counts = self._counts[resident.tenant]
+                self._bytes[resident.tenant] += resident.anonymous_bytes
+                for name, size in (*resident.tensors.items(), *resident.shared.items()):
+                    self._bytes[resident.tenant] += 0 if counts[name] else size
+                    counts[name] += 1
+
+    def allow(self, resident: Resident) -> bool:
+        """May it leave, floors considered? If so, it is counted as gone."""
+        if resident.tenant not in self._floors:
+            return True
+        counts = self._counts[resident.tenant]
+        parts = (*resident.tensors.items(), *resident.shared.items())
+        freed = resident.anonymous_bytes + sum(size for name, size in parts if counts[name] == 1)
+        if self._bytes[resident.tenant] - freed < self._floors[resident.tenant]:
+            return False
+        self._bytes[resident.tenant] -= freed
+        counts.subtract(name for name, _ in parts)
+        return True
 
 
 def _released(held: Mapping[Name, int], left: dict[Name, int]) -> int:

@@ -63,8 +63,9 @@ class HandlerServer:
         """Accept connections on a Unix socket at once; a stale one of an earlier process is replaced."""
         self._listener = await asyncio.get_running_loop().create_unix_server(self._connection, path, backlog=_BACKLOG)
 
-    def stop(self) -> None:
-        """Begin to drain. May be called more than once."""
+    def stop(self, within_s: float | None = None) -> None:
+        """Begin to drain, at most so long if that is less than usual. May be called more than once."""
+        self._drain_s = self._drain_s if within_s is None else min(self._drain_s, within_s)
         self._told_to_stop.set()
 
     async def run(self) -> None:

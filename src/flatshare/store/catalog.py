@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS file_tensors (
 CREATE TABLE IF NOT EXISTS artifacts (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
+CREATE TABLE IF NOT EXISTS footprints (model TEXT PRIMARY KEY, own_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refusals (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -161,6 +162,18 @@ class Catalog:
         """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
         with suppress(sqlite3.OperationalError), self.transaction() as sql:
             sql.execute("UPDATE models SET used_s = ? WHERE digest = ?", (now_s, digest))
+
+    def measured_own_bytes(self, digest: ModelDigest) -> int | None:
+        row = self._one("SELECT own_bytes FROM footprints WHERE model = ?", digest)
+        return row[0] if row else None
+
+    def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
+        """The most that a load was seen to take. A full disk is no reason to fail."""
+        with suppress(sqlite3.OperationalError), self.transaction() as sql:
+            sql.execute(
+                "INSERT INTO footprints VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET own_bytes = MAX(own_bytes, excluded.own_bytes)",
+                (digest, own_bytes),
+            )
 
     def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:
         with self.transaction() as sql:

@@ -79,7 +79,8 @@ class TensorStore:
         if len(places) != len(manifest.distinct_tensors):  # it was collected between the two reads
             return None
         graph, tokenizer = str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer))
-        return StoredModel(manifest, places, graph, tokenizer, str(self.packs_dir), str(self.packages.package_path(digest)))
+        package, measured = str(self.packages.package_path(digest)), self.catalog.measured_own_bytes(digest)
+        return StoredModel(manifest, places, graph, tokenizer, str(self.packs_dir), package, measured)
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs_dir / digest
@@ -124,6 +125,7 @@ class TensorStore:
                 models = sql.execute("DELETE FROM models WHERE digest NOT IN (SELECT model FROM artifacts)").rowcount
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
+                sql.execute("DELETE FROM footprints WHERE model NOT IN (SELECT digest FROM models)")
                 sql.execute("DELETE FROM file_tensors WHERE file NOT IN (SELECT file FROM package_files)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
@@ -136,7 +138,7 @@ class TensorStore:
     def verify(self) -> Iterator[tuple[str, bool]]:
         """Hash every tensor again: yields each pack with whether all of its tensors still have their digests."""
         for pack in self.catalog.pack_sizes():
-            yield pack, self._is_sound(pack)
+            yield pack, self.is_sound(pack)
 
     def drop_pack(self, pack: str) -> list[ModelDigest]:
         """Forget a rotten pack and the models that lived in it; they are imported anew when asked for."""
@@ -145,7 +147,10 @@ class TensorStore:
             removed(self.pack_path(pack))
             return dropped
 
-    def _is_sound(self, pack: str) -> bool:
+    def is_sound(self, pack: str) -> bool:
+        """Whether every tensor of the pack still has its digest. A pack that has left meanwhile is."""
+        if pack not in self.catalog.pack_sizes():
+            return True
         try:
             file = self.pack_path(pack).open("rb")
         except OSError:

@@ -16,7 +16,8 @@ class Entry:
     reason: str
     took_ms: float | None = None
     cause: str = ""
-    """Why a model left, in one word: anonymous · mapped (the ledger that lacked room) · shrunk · replaced · asked."""
+    """Why a model left, in one word: anonymous · mapped (the ledger that lacked room) · ceiling · scratch ·
+    pressure · idle · shrunk · replaced · asked."""
 
 
 class Journal:
@@ -36,3 +37,7 @@ class Journal:
     def latest(self, count: int) -> list[Entry]:
         """Newest first."""
         return [self._entries[-1 - index] for index in range(min(count, len(self._entries)))]
+
+    def about(self, model: str, count: int) -> list[Entry]:
+        """The last ones on this model, newest first."""
+        return [entry for entry in reversed(self._entries) if entry.model == model][:count]

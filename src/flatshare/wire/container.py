@@ -19,6 +19,7 @@ from flatshare.wire import json_body
 from flatshare.wire.http import Reply, Request
 
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
+DEADLINE_MS = "x-flatshare-deadline-ms"
 SOURCE_URI = "x-flatshare-source-uri"
 SOURCE_ROOT = "x-flatshare-source-root"
 MODEL_DIGEST = b"x-flatshare-model-digest"

@@ -4,7 +4,7 @@ An error is found by its class or the nearest of its ancestors, so a new one nee
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flatshare.core import errors
 
@@ -15,6 +15,8 @@ class Fault:
 
     status: int
     code: str
+    retry_after_s: int | None = field(default=None, compare=False)
+    """After how long another try may be worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,9 @@ _INTERNAL = Fault(500, "InternalFailure")
 _VALIDATION_CONTROL = Fault(400, "ValidationException")
 _VALIDATION_RUNTIME = Fault(400, "ValidationError")
 _MODEL_ERROR = Fault(424, "ModelError")
-_UNAVAILABLE = Fault(503, "ServiceUnavailable")
+_UNAVAILABLE = Fault(503, "ServiceUnavailable", retry_after_s=1)
+_THROTTLED = Fault(429, "ThrottlingException", retry_after_s=1)
+"""boto3 knows the code as one to retry with growing pauses, in its standard and in its legacy mode; 429 alone it does not."""
 _V2_INTERNAL = V2Fault(500, "INTERNAL")
 _V2_BAD = V2Fault(400, "INVALID_ARGUMENT")
 _V2_UNKNOWN = V2Fault(404, "NOT_FOUND")
@@ -71,6 +75,8 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.AlreadyLoaded: _Row(container=409, v2=V2Fault(409, "ALREADY_EXISTS")),
     errors.BadPackage: _Row(runtime=_MODEL_ERROR, container=400, v2=_V2_UNSERVABLE),
     errors.Overloaded: _Row(_UNAVAILABLE, _UNAVAILABLE, 503, V2Fault(429, "RESOURCE_EXHAUSTED")),
+    errors.OverQuota: _Row(_THROTTLED, _THROTTLED, 429),
+    errors.TooLate: _Row(v2=_V2_LATE),
     errors.ModelNotReady: _Row(runtime=Fault(429, "ModelNotReadyException"), container=503, v2=_V2_AGAIN),
     errors.OutOfMemory: _Row(runtime=_UNAVAILABLE, container=507, v2=_V2_AGAIN),
     errors.NeverFits: _Row(runtime=_MODEL_ERROR, v2=_V2_UNSERVABLE),

@@ -19,6 +19,7 @@ FORWARDED = (
     "x-amzn-sagemaker-custom-attributes",
     "x-amzn-sagemaker-target-model",
     "x-amzn-sagemaker-inference-id",
+    "x-flatshare-deadline-ms",
     "x-amzn-sagemaker-session-id",
 )
 RETURNED = (b"x-amzn-sagemaker-custom-attributes", b"x-amzn-sagemaker-new-session-id", b"x-amzn-sagemaker-closed-session-id")
@@ -92,7 +93,10 @@ def missing_target(request_id: str) -> BadInput:
 def error_reply(error: FlatshareError, request_id: str) -> Reply:
     """An error of our own making."""
     fault = faults.runtime_fault(error)
-    return _fault_reply(fault.status, fault.code, {"Message": str(error), "ErrorCode": fault.code}, request_id)
+    reply = _fault_reply(fault.status, fault.code, {"Message": str(error), "ErrorCode": fault.code}, request_id)
+    if fault.retry_after_s is not None:
+        reply.headers.append((b"retry-after", b"%d" % fault.retry_after_s))
+    return reply
 
 
 def model_error_reply(status: int, message: str, place: "LogPlace", request_id: str) -> Reply:

@@ -121,6 +121,7 @@ class LocalDriver:
             process = await asyncio.create_subprocess_exec(
                 *self._command, *arguments, "--id", spec.id, "--name", spec.name, "--follow-stdin",
                 *(["--json-logs"] if settings.has_json_logs else []),
+                *(["--settings", str(settings.settings_path)] if settings.settings_path else []),
                 stdin=PIPE, stdout=log, stderr=STDOUT,
                 env=os.environ | _ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C in our terminal is ours: we drain first, then tell them

@@ -1,0 +1,101 @@
+"""What an instance does at this moment, written where its death cannot erase it: a few bytes of a mapped file for each load and run.
+
+When an instance has died, the next one reads what was under way: those models are suspects (policy/quarantine.py).
+"""
+
+import fcntl
+import mmap
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flatshare.core.call import InferCall, InferResult
+from flatshare.core.ids import ModelKey
+from flatshare.core.signature import Signature
+from flatshare.instance.backends.base import LoadedModel
+
+_SLOT, _SLOTS = 64, 256  # a key has 32 characters, or up to 64 that somebody else chose
+
+
+class Board:
+    """One file of this process, locked as long as it lives. A mark costs a microsecond: the kernel keeps the page, not the disk."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(self._file, _SLOT * _SLOTS)
+        self._map = mmap.mmap(self._file, _SLOT * _SLOTS)
+        self._free = list(range(_SLOTS))
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def marked(self, key: ModelKey) -> Iterator[None]:
+        """While this lasts, the model is under way. From any thread."""
+        with self._lock:
+            slot = self._free.pop() if self._free else None
+        if slot is None:
+            yield
+            return
+        self._map[slot * _SLOT : (slot + 1) * _SLOT] = key.encode()[:_SLOT].ljust(_SLOT, b"\0")
+        try:
+            yield
+        finally:
+            self._map[slot * _SLOT : (slot + 1) * _SLOT] = bytes(_SLOT)
+            with self._lock:
+                self._free.append(slot)
+
+    def close(self) -> None:
+        """At a regular end: nothing was under way."""
+        self._path.unlink(missing_ok=True)
+        self._map.close()
+        os.close(self._file)
+
+
+def left_behind(folder: Path, name: str) -> Iterator[frozenset[ModelKey]]:
+    """What each dead instance of this name was doing when it died; its board is taken away."""
+    for path in sorted(folder.glob(f"{name}.*.board")):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # it lives
+            found = file.read()
+        path.unlink(missing_ok=True)
+        slots = (found[begin : begin + _SLOT].rstrip(b"\0") for begin in range(0, len(found), _SLOT))
+        yield frozenset(ModelKey(slot.decode("ascii", "replace")) for slot in slots if slot)
+
+
+class Marked:
+    """A model whose runs are on the board. All else is the model's own."""
+
+    __slots__ = ("__weakref__", "_board", "_key", "_model")
+
+    def __init__(self, model: LoadedModel, key: ModelKey, board: Board) -> None:
+        self._model = model
+        self._key = key
+        self._board = board
+
+    @property
+    def signature(self) -> Signature:
+        return self._model.signature
+
+    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+        with self._board.marked(self._key):
+            return self._model.run(call, stop)
+
+    def __getattr__(self, name: str) -> Any:
+        """What some engines' models have beyond `run`, on the board too if it can be called."""
+        found = getattr(self._model, name)
+        if not callable(found):
+            return found
+
+        def marked(*values: Any, **named: Any) -> Any:
+            with self._board.marked(self._key):
+                return found(*values, **named)
+
+        return marked

@@ -1,0 +1,122 @@
+"""Step 5c: what is remembered of each model's requests, also when the model is not in memory: the basis of its worth.
+
+One record per model that was ever asked for, the longest forgotten ones given up beyond `MOST`. The formulas are in policy/worth.py.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from flatshare.core.call import ModelSource
+from flatshare.core.clock import Clock
+from flatshare.core.ids import ModelKey
+from flatshare.policy import thrash, worth
+from flatshare.policy.thrash import LoadEvent, Thrash
+from flatshare.policy.worth import Season, Visits
+
+MOST = 100_000
+_UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
+_SMOOTHING = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A model's address and its requests; a record for the disk."""
+
+    source: ModelSource
+    visits: Visits
+    reload_s: float
+
+
+class DemandBook:
+    """Owned by the cache."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began_s = clock.monotonic_s()
+        self._models: OrderedDict[ModelKey, Known] = OrderedDict()
+        self._cohort = [0.0] * worth.BINS
+        self._evicted_s: dict[ModelKey, float] = {}
+        self._loads: deque[LoadEvent] = deque(maxlen=4096)
+        self._thrashes_since_s: float | None = None
+
+    def visit(self, key: ModelKey, source: ModelSource) -> None:
+        """A request came."""
+        now_s, hour = self._clock.monotonic_s(), worth.bin_of(self._clock.wall_s())
+        known = self._models.get(key)
+        if known is None:
+            visits = worth.first_visit(now_s, hour)
+            self._models[key] = Known(source, visits, _UNKNOWN_RELOAD_S)
+            if len(self._models) > MOST:
+                self._models.popitem(last=False)
+        else:
+            visits = worth.next_visit(known.visits, now_s, hour)
+            self._models[key] = Known(source, visits, known.reload_s)
+            self._models.move_to_end(key)
+        if known is None or visits.starts is not known.visits.starts:
+            self._cohort[hour] += 1
+
+    def loaded(self, key: ModelKey, took_s: float) -> None:
+        """A load ended well, after so long, all waits included that a rider would feel too."""
+        now_s = self._clock.monotonic_s()
+        known = self._models.get(key)
+        if known is not None:
+            reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
+            self._models[key] = Known(known.source, known.visits, reload_s)
+        evicted_s = self._evicted_s.pop(key, None)
+        self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
+        self._thrashes_since_s = thrash.since_when(self.thrash, self._thrashes_since_s, now_s)
+
+    def evicted(self, key: ModelKey) -> None:
+        now_s = self._clock.monotonic_s()
+        self._evicted_s[key] = now_s
+        if len(self._evicted_s) > len(self._models) + 1_024:
+            self._evicted_s = {k: at_s for k, at_s in self._evicted_s.items() if now_s - at_s < thrash.EVICTED_LATELY_S}
+
+    def season(self) -> Season:
+        """The moment, for `worth`."""
+        now_s, hour = self._clock.monotonic_s(), worth.bin_of(self._clock.wall_s())
+        observed_h = (now_s - self._began_s) / 3_600
+        # All that was watched so far was in the hours just past; later each hour of a weekday has come five times a week.
+        bin_h = min(observed_h, max(1.0, observed_h * (5 if hour < 24 else 2) / 168))
+        models = max(1, len(self._models))
+        return Season(now_s, hour, observed_h, bin_h, self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models)
+
+    def worth(self, key: ModelKey, season: Season, weight: float) -> float:
+        known = self._models.get(key)
+        if known is None:
+            return worth.worth(None, season, _UNKNOWN_RELOAD_S, weight)
+        return worth.worth(known.visits, season, known.reload_s, weight)
+
+    def reload_s(self, key: ModelKey) -> float:
+        """How long a load of the model takes, as far as is known; zero if it was never loaded."""
+        known = self._models.get(key)
+        return known.reload_s if known is not None else 0.0
+
+    @property
+    def thrash(self) -> Thrash:
+        return thrash.observed(tuple(self._loads), self._clock.monotonic_s())
+
+    @property
+    def lacks_memory(self) -> bool:
+        """The cache has thrashed for two minutes."""
+        return thrash.is_capacity_signal(self._thrashes_since_s, self._clock.monotonic_s())
+
+    def known(self) -> Mapping[ModelKey, Known]:
+        return self._models
+
+    def export(self, most: int) -> list[dict[str, object]]:
+        """The models last asked for, as plain data with ages instead of times, since another process has another clock."""
+        now_s = self._clock.monotonic_s()
+        latest = list(self._models.items())[-most:]
+        return [asdict(known) | {"key": key, "age_s": now_s - known.visits.last_s} for key, known in latest]
+
+    def restore(self, key: ModelKey, known: Known, age_s: float) -> None:
+        """What an earlier instance knew, unless we know better already."""
+        if key in self._models:
+            return
+        then_s = self._clock.monotonic_s() - age_s
+        visits = Visits(then_s, known.visits.requests, known.visits.starts, known.visits.gap_sum_s, known.visits.gaps, 1.0, then_s)
+        self._models[key] = Known(known.source, visits, known.reload_s)
+        for hour, starts in enumerate(visits.starts):
+            self._cohort[hour] += starts

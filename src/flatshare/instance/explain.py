@@ -1,0 +1,132 @@
+"""Say why: what is known of one model here, why it came or went, and what a load of it would push out. Changes nothing."""
+
+from dataclasses import dataclass
+
+from flatshare.core.call import ModelSource
+from flatshare.core.errors import FlatshareError
+from flatshare.core.ids import ModelKey
+from flatshare.instance.cache import ModelCache
+from flatshare.instance.finding import Finder
+from flatshare.policy import evict
+from flatshare.policy.admit import MemoryView, Need
+from flatshare.policy.evict import Resident
+from flatshare.telemetry.journal import Entry, Journal
+
+_HISTORY, _NEXT = 20, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that may be evicted."""
+
+    uri: str
+    tenant: str
+    idle_s: float
+    frees_bytes: int
+    """If it alone left."""
+    worth_ms_per_s: float
+    """What it saves its callers while it is in memory."""
+    is_scratch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a load would do now."""
+
+    verdict: str
+    reason: str
+    victims: tuple[str, ...]
+    needs_bytes: int
+    is_scratch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    uri: str
+    tenant: str
+    state: str
+    """resident · loading · absent"""
+    is_pinned: bool
+    leases: int
+    idle_s: float | None
+    worth_ms_per_s: float
+    reload_ms: float
+    rank: int | None
+    """How many leave before it, if it is in memory and may leave at all."""
+    spared_because: str | None
+    """Why it cannot be evicted now, if it is in memory."""
+    dry_run: DryRun | None
+    """If it is absent, and imported."""
+    problem: str | None
+    """Why it could not be loaded."""
+    history: tuple[Entry, ...]
+    """Newest first."""
+    next_to_go: tuple[Candidate, ...]
+
+
+class Explainer:
+    """Reads the cache, the store and the journal."""
+
+    def __init__(self, cache: ModelCache, finder: Finder, journal: Journal) -> None:
+        self._cache = cache
+        self._finder = finder
+        self._journal = journal
+
+    async def explain(self, key: ModelKey, source: ModelSource) -> Explanation:
+        state, dry_run, problem = self._cache.state_of(key), None, None
+        if state == "absent":
+            try:
+                dry_run = await self._dry_run(key, source)
+            except FlatshareError as error:
+                problem = str(error)
+        view = self._cache.room.view()
+        order = evict.ranked(view.residents, view.holders, view.rules.manners)
+        mine = next((resident for resident in view.residents if resident.key == key), None)
+        season, tenant = self._cache.demand.season(), self._cache.room.tenant(source)
+        return Explanation(
+            uri=source.uri,
+            tenant=tenant,
+            state=state,
+            is_pinned=self._cache.room.is_pinned(source),
+            leases=mine.leases if mine else 0,
+            idle_s=view.rules.manners.now_s - mine.used_s if mine else None,
+            worth_ms_per_s=1e3 * self._cache.demand.worth(key, season, self._cache.room.weight(tenant)),
+            reload_ms=1e3 * self._cache.demand.reload_s(key),
+            rank=next((index for index, resident in enumerate(order) if resident.key == key), None),
+            spared_because=_spared_because(mine, view) if mine else None,
+            dry_run=dry_run,
+            problem=problem,
+            history=tuple(self._journal.about(source.uri, _HISTORY)),
+            next_to_go=tuple(self._candidate(resident, view) for resident in order[:_NEXT]),
+        )
+
+    async def _dry_run(self, key: ModelKey, source: ModelSource) -> DryRun:
+        stored = await self._finder.known(source)
+        if stored is None:
+            return DryRun(
+                "import first", "this version of the artifact was never imported here: its size is not known", (), 0, is_scratch=False
+            )
+        need: Need = self._cache.room.need(key, source, self._cache.reservation_for(stored))
+        admission = self._cache.room.preview(need)
+        victims = tuple(self._uri(victim) for victim in admission.victims)
+        return DryRun(admission.verdict.value, admission.reason, victims, need.total_bytes, admission.is_scratch)
+
+    def _candidate(self, resident: Resident, view: MemoryView) -> Candidate:
+        idle_s = view.rules.manners.now_s - resident.used_s
+        frees = evict.freed_bytes(resident, view.holders)
+        return Candidate(self._uri(resident.key), resident.tenant, idle_s, frees, 1e3 * resident.worth, resident.is_scratch)
+
+    def _uri(self, key: ModelKey) -> str:
+        source = self._cache.source_of(key)
+        return source.uri if source else key
+
+
+def _spared_because(resident: Resident, view: MemoryView) -> str | None:
+    if resident.leases:
+        return f"{resident.leases} requests use it"
+    if resident.is_pinned:
+        return "it is pinned"
+    if view.rules.manners.is_spared(resident):
+        return "it was loaded a moment ago"
+    floor = view.rules.manners.floors.get(resident.tenant)
+    return f"its tenant has a floor of {floor} bytes" if floor else None

@@ -1,0 +1,80 @@
+"""Step 5g: an instance that comes back has its hot models first: what the last one of its name served is remembered, and loaded ahead."""
+
+import asyncio
+from collections.abc import Container
+from pathlib import Path
+
+import orjson
+
+from flatshare.core.call import ModelSource
+from flatshare.core.ids import ModelKey
+from flatshare.instance.cache import ModelCache
+from flatshare.instance.demand import Known
+from flatshare.policy.worth import Visits
+from flatshare.telemetry.log import get_logger
+
+log = get_logger("hot")
+_EVERY_S = 5.0
+_MOST = 1_000
+_FULL = 0.8
+"""Of the budget: the rest is for who really asks."""
+
+
+class HotSet:
+    """Reads, follows and warms."""
+
+    def __init__(self, cache: ModelCache, folder: Path, name: str) -> None:
+        self._cache = cache
+        self._path = folder / f"{name}.hot.json"
+
+    def restore(self) -> int:
+        """Remember what the last instance knew; how many models that are."""
+        try:
+            records = orjson.loads(self._path.read_bytes())
+            for record in records:
+                visits = record["visits"] | {"starts": tuple(record["visits"]["starts"])}
+                known = Known(ModelSource(**record["source"]), Visits(**visits), record["reload_s"])
+                self._cache.demand.restore(ModelKey(record["key"]), known, record["age_s"])
+        except FileNotFoundError:
+            return 0
+        except (orjson.JSONDecodeError, TypeError, KeyError):
+            log.warning("hot_set_unreadable", path=str(self._path))
+            return 0
+        return len(records)
+
+    async def warm(self, but: Container[ModelKey] = ()) -> None:
+        """Load the most valuable ones, one after the other, as long as there is room; none of `but`, which are suspects."""
+        demand = self._cache.demand
+        season = demand.season()
+        values = {key: demand.worth(key, season, 1.0) for key in demand.known()}
+        for key in sorted(values, key=values.__getitem__, reverse=True):
+            if self._is_full:
+                return
+            if key in but:
+                continue
+            source = demand.known()[key].source
+            try:
+                await self._cache.warm(key, source)
+            except Exception as error:  # noqa: BLE001  # the worker's main: a model that cannot be loaded must not end the instance
+                log.info("not_warmed", uri=source.uri, reason=str(error))
+
+    async def follow(self) -> None:
+        """Until cancelled: write down what is in use, so that it is known after a death."""
+        while True:
+            await asyncio.sleep(_EVERY_S)
+            await asyncio.to_thread(self._write, self._cache.demand.export(_MOST))
+
+    @property
+    def _is_full(self) -> bool:
+        balance = self._cache.balance()
+        return balance.anonymous + balance.mapped > _FULL * (balance.memory_limit - balance.pressure)
+
+    def _write(self, records: list[dict[str, object]]) -> None:
+        if not records:
+            return
+        try:
+            fresh = self._path.with_suffix(".tmp")
+            fresh.write_bytes(orjson.dumps(records))
+            fresh.replace(self._path)
+        except OSError as error:  # a full disk is no reason to fail
+            log.warning("hot_set_not_written", reason=str(error))

@@ -1,0 +1,51 @@
+"""A few may do something at once, the others wait for their turn, by fair share among tenants. For loads and imports."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from flatshare.core.ids import Tenant
+from flatshare.policy.fair import FairQueue
+
+
+class Turnstile:
+    """Owned by the event loop. Who waits is bounded by whoever lets them come."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._queue: FairQueue[asyncio.Future[None]] = FairQueue()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._queue)
+
+    @asynccontextmanager
+    async def turn(self, tenant: Tenant, weight: float = 1.0) -> AsyncIterator[None]:
+        """Wait for a place, and hold it."""
+        if self._free > 0 and not len(self._queue):
+            self._free -= 1
+        else:
+            await self._wait(tenant, weight)
+        try:
+            yield
+        finally:
+            self._free += 1
+            self._admit()
+
+    async def _wait(self, tenant: Tenant, weight: float) -> None:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = self._queue.push(place, tenant, cost=1.0, weight=weight)
+        try:
+            await place
+        except asyncio.CancelledError:
+            self._queue.drop(entry)
+            if place.done() and not place.cancelled():  # the turn came in the same moment: the next one has it
+                self._free += 1
+                self._admit()
+            raise
+
+    def _admit(self) -> None:
+        while self._free > 0 and (place := self._queue.pop()) is not None:
+            if not place.done():
+                self._free -= 1
+                place.set_result(None)

@@ -1,0 +1,46 @@
+"""The next instance of a name has the hot models of the last one, as far as there is room."""
+
+from pathlib import Path
+
+import orjson
+
+from flatshare.instance.hot import HotSet
+from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat
+
+
+async def test_the_hot_set_is_loaded_ahead_most_valuable_first_and_leaves_room(flat: Flat, tmp_path: Path) -> None:
+    for _ in range(5):
+        await flat.use("m0", "m1")
+    flat.clock.advance(700)
+    await flat.use("m0", "m1", "m2", "m3")
+    hot = HotSet(flat.cache, tmp_path, "name")
+    hot._write(flat.cache.demand.export(100))
+    async with running_flat(BASE + SESSION + 5 * (OWN + 1_000), anonymous_share=1.0) as later:
+        for index in range(10):
+            later.finder.put(f"m{index}")
+        hot = HotSet(later.cache, tmp_path, "name")
+        assert hot.restore() == 4
+        await hot.warm(but={key_of("m0")})
+        assert "m0" not in later.resident
+        assert "m1" in later.resident
+        assert later.journal.counts["load"] == len(later.resident) <= 4
+        assert later.entries("evict") == []
+
+
+async def test_a_model_that_cannot_be_loaded_any_more_is_passed_over(flat: Flat, tmp_path: Path) -> None:
+    await flat.use("m0", "m1")
+    HotSet(flat.cache, tmp_path, "name")._write(flat.cache.demand.export(100))
+    async with running_flat(BASE + SESSION + 5 * (OWN + 1_000), anonymous_share=1.0) as later:
+        later.finder.put("m1")
+        hot = HotSet(later.cache, tmp_path, "name")
+        hot.restore()
+        await hot.warm()
+        assert later.resident == {"m1"}
+
+
+async def test_what_cannot_be_read_is_no_reason_not_to_start(flat: Flat, tmp_path: Path) -> None:
+    hot = HotSet(flat.cache, tmp_path, "name")
+    assert hot.restore() == 0
+    for rubbish in (b"{broken", b"[1]", orjson.dumps([{"key": "x"}])):
+        (tmp_path / "name.hot.json").write_bytes(rubbish)
+        assert hot.restore() == 0
