@@ -41,6 +41,11 @@ class GraphBuilder:
         self._constants[name] = numpy_helper.from_array(np.array(value, np.float32), name)
         return name
 
+    def scalar(self, name: str, value: int) -> str:
+        """An int64 constant without dimensions."""
+        self._constants[name] = numpy_helper.from_array(np.array(value, np.int64), name)
+        return name
+
     def node(self, op: str, inputs: list[str], output: str, *, domain: str = "", unused: tuple[str, ...] = (), **attributes: object) -> str:
         """`unused` names further outputs that the operator insists on."""
         self._nodes.append(helper.make_node(op, inputs, [output, *unused], domain=domain, **attributes))
