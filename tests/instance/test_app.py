@@ -45,7 +45,7 @@ async def door() -> AsyncIterator[Door]:
         for index in range(6):
             flat.finder.put(f"m{index}")
         workbench = Workbench(1, 2)
-        yield Door(flat, InstanceApp(Server(flat.cache, workbench), flat.cache, workbench, flat.journal, flat.backend))  # type: ignore[arg-type]  # asks for MappedBackend, uses what every Backend has
+        yield Door(flat, InstanceApp(Server(flat.cache, workbench), flat.cache, workbench, flat.journal, flat.backend))
         workbench.close()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from flatshare.bench.reference import ReferenceEncoder
-from flatshare.core.call import TextCall
 from flatshare.instance.backends.mapped import MappedBackend, MappedModel
 from flatshare.store.tensors import TensorStore
+from tests.calls import text_call
 from tests.checkpoints import imported, write_checkpoint
 
 MODELS = 1_500
@@ -32,12 +32,12 @@ def models(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> lis
         stored = [imported(store, folder) for folder in folders]
     assert len({model.manifest.digest for model in stored}) == MODELS
     backend = MappedBackend(concurrent_runs=2)
-    backend.load(stored[0]).run(TextCall((TEXT,)))
+    backend.load(stored[0]).run(text_call(TEXT))
     gc.collect()
     before = kernel_counts()
     loaded = [backend.load(model) for model in stored]
     for model in loaded:
-        model.run(TextCall((TEXT,)))
+        model.run(text_call(TEXT))
     after = kernel_counts()
     assert backend.statistics() == {"maps": MODELS, "sessions": 1, "tokenizers": 1}
     assert after["maps"] - before["maps"] <= MODELS + 200  # the heap grows by a few maps
@@ -57,7 +57,7 @@ def kernel_counts() -> dict[str, int]:
 
 @pytest.mark.slow
 def test_each_of_many_resident_models_answers_as_itself(models: list[MappedModel], folders: list[Path]) -> None:
-    vectors = np.concatenate([model.run(TextCall((TEXT,))).vectors for model in models])
+    vectors = np.concatenate([model.run(text_call(TEXT)).output("embedding").data for model in models])
     assert len({vector.tobytes() for vector in vectors}) == MODELS
     for index in range(0, MODELS, 100):
         np.testing.assert_allclose(vectors[index], ReferenceEncoder(folders[index]).embed(TEXT), atol=1e-5)
@@ -65,12 +65,12 @@ def test_each_of_many_resident_models_answers_as_itself(models: list[MappedModel
 
 @pytest.mark.slow
 def test_many_models_may_run_from_several_threads(models: list[MappedModel]) -> None:
-    alone = [model.run(TextCall((TEXT,))).vectors for model in models[:200]]
+    alone = [model.run(text_call(TEXT)).output("embedding").data for model in models[:200]]
     wrong = list[int]()
 
     def check(start: int) -> None:
         for index in range(start, 200):
-            if not np.allclose(models[index].run(TextCall((TEXT, "order"))).vectors[0], alone[index][0], atol=1e-6):
+            if not np.allclose(models[index].run(text_call(TEXT, "order")).output("embedding").data[0], alone[index][0], atol=1e-6):
                 wrong.append(index)
 
     threads = [threading.Thread(target=check, args=(start,)) for start in (0, 20, 40, 60)]

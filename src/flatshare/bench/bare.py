@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatshare.core.call import TextCall
+from flatshare.core.call import InferCall
 from flatshare.core.ids import ModelDigest
+from flatshare.core.tensor import text_tensor
 from flatshare.instance.backends.base import LoadedModel
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.store.tensors import TensorStore
@@ -35,7 +36,7 @@ class BareEngine:
 
     def run_s(self, target: str, text: str) -> float:
         """Seconds of one tokenise + run."""
-        call = TextCall((text,))
+        call = _call(text)
         started = time.perf_counter()
         self._models[target].run(call)
         return time.perf_counter() - started
@@ -67,6 +68,10 @@ def only_model_mb(store_dir: Path) -> float:
     store = TensorStore(store_dir)
     stored = store.stored(store.catalog.models()[0].manifest.digest)
     assert stored is not None
-    MappedBackend(concurrent_runs=1).load(stored).run(TextCall(("a short question about my order",)))
+    MappedBackend(concurrent_runs=1).load(stored).run(_call("a short question about my order"))
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1.024e-3
+
+
+def _call(text: str) -> InferCall:
+    return InferCall({"text": text_tensor("text", [text])})

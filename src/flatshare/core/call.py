@@ -1,28 +1,39 @@
-"""One inference, as data: what goes into an engine and what comes out."""
+"""One inference, as data: what goes into an engine and what comes out, whatever the protocol and whatever the engine."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
+from flatshare.core.tensor import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class TextCall:
-    """Texts to be embedded, in order."""
-
-    texts: tuple[str, ...]
+Scalar = str | int | float | bool
 
 
-@dataclass(frozen=True, slots=True)
-class Embeddings:
-    """One float32 row per text, and what the tokenizer made of each."""
+@dataclass(frozen=True, slots=True, eq=False)
+class InferCall:
+    """What a caller asks a model."""
 
-    vectors: NDArray[np.float32]
-    """[texts, width]"""
-    tokens: tuple[int, ...]
-    """Tokens that were run, special tokens included."""
-    truncated: tuple[int, ...]
-    """Indices of texts that were longer than the model admits; only their beginning counted."""
+    inputs: Mapping[str, Tensor]
+    """By name, in the caller's order."""
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
+    """Names of the outputs asked for; none means all."""
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InferResult:
+    """What a model answers."""
+
+    outputs: tuple[Tensor, ...]
+    parameters: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
+    """Remarks on the answer: how many tokens were run, which texts were cut."""
+
+    def output(self, name: str) -> Tensor:
+        """Raises KeyError if there is none of this name."""
+        for tensor in self.outputs:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)

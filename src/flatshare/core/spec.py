@@ -33,6 +33,8 @@ class ModelManifest:
     """Private memory of one run of `max_tokens` tokens, an upper estimate from the architecture's sizes."""
     notes: tuple[str, ...] = ()
     """What the importer did that its owner should know: widened types, defaults taken."""
+    backend: str = "mapped"
+    """The engine that runs it, by its name in `instance/backends/engines.py`."""
 
     @property
     def mapped_bytes(self) -> int:

@@ -9,7 +9,7 @@ import orjson
 
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ModelKey
-from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
@@ -25,7 +25,7 @@ _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
 class InstanceApp:
     """Routes a request; `handle` is the whole of it."""
 
-    def __init__(self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: MappedBackend) -> None:
+    def __init__(self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend) -> None:
         self._server = server
         self._cache = cache
         self._workbench = workbench

@@ -10,6 +10,7 @@ from flatshare.core.clock import SystemClock
 from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
+from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
@@ -34,7 +35,7 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
-    backend = MappedBackend(concurrent_runs=settings.workers)
+    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
     workbench = Workbench(settings.workers, settings.max_waiting)
     finder = ModelFinder(store, lookers, settings.disk_bytes)
     journal = Journal()

@@ -10,7 +10,7 @@ from flatshare.core.errors import Overloaded
 from flatshare.core.ids import ModelKey
 from flatshare.instance.cache import Lease, ModelCache
 from flatshare.instance.workbench import Workbench
-from flatshare.wire import container, texts
+from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
 _MAX_BODIES_BYTES = 64 * 2**20
@@ -26,12 +26,13 @@ class Server:
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
         with self._counted(request):
-            call = texts.parse(request.header("content-type"), request.body)
+            asked = infer.parse(request.header("content-type"), request.body)
             async with self._cache.lease(key, source) as lease:
-                stop = threading.Event()
-                run = await self._workbench.run(partial(lease.model.run, call.call, stop), stop)
-                body = texts.render(call, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, body, headers=_timings(lease, run.seconds))
+                signature, stop = lease.model.signature, threading.Event()
+                signature.require(asked.call)
+                run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop)
+                answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
+                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds))
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:

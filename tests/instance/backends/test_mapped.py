@@ -19,10 +19,10 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from flatshare.bench.reference import ReferenceEncoder
 from flatshare.bench.tenants import base_checkpoint, text_of
-from flatshare.core.call import Embeddings, TextCall
 from flatshare.core.errors import BadInput
 from flatshare.instance.backends.mapped import MappedBackend, MappedModel, equal_length_runs
 from flatshare.store.tensors import TensorStore
+from tests.calls import text_call
 from tests.checkpoints import VOCABULARY, WORDS, imported, tokenizer_json, write_checkpoint
 
 LONG = " ".join(WORDS[:5] * 60)
@@ -123,8 +123,18 @@ def backend() -> MappedBackend:
     return MappedBackend(concurrent_runs=2)
 
 
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A result, as the tests read it."""
+
+    vectors: NDArray[np.float32]
+    tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+
+
 def run(model: MappedModel, *texts: str) -> Embeddings:
-    return model.run(TextCall(texts))
+    result = model.run(text_call(*texts))
+    return Embeddings(result.output("embedding").data, result.parameters["tokens"], result.parameters["truncated"])  # type: ignore[arg-type]  # tuples of integers
 
 
 def assert_close(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> None:

@@ -4,7 +4,8 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
-from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.call import InferCall, InferResult
+from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
 
 
@@ -22,8 +23,12 @@ class Footprint:
 class LoadedModel(Protocol):
     """A model ready to run, from any worker thread."""
 
-    def run(self, call: TextCall, stop: threading.Event | None = None) -> Embeddings:
-        """Raises Abandoned soon after `stop` is set."""
+    @property
+    def signature(self) -> Signature:
+        """What it takes and gives."""
+
+    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+        """Answer a call that its signature admits. Raises BadInput, and Abandoned soon after `stop` is set."""
 
 
 class Backend(Protocol):

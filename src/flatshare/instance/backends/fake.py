@@ -4,8 +4,10 @@ import threading
 
 import numpy as np
 
-from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.call import InferCall, InferResult
+from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.core.spec import StoredModel
+from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import Footprint
 
 OWN_BYTES = 1_000
@@ -45,5 +47,11 @@ class FakeModel:
     def __init__(self, stored: StoredModel) -> None:
         self._row = np.frombuffer(bytes.fromhex(stored.manifest.digest[:16]), np.uint8).astype(np.float32)
 
-    def run(self, call: TextCall, stop: threading.Event | None = None) -> Embeddings:  # noqa: ARG002  # it takes no time
-        return Embeddings(np.tile(self._row, (len(call.texts), 1)), tuple(len(text.split()) for text in call.texts), ())
+    @property
+    def signature(self) -> Signature:
+        return Signature(Task.EMBEDDING, "fake", (TensorInfo("text", "BYTES", (-1,)),), (TensorInfo("embedding", "FP32", (-1, 8)),))
+
+    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:  # noqa: ARG002  # it takes no time
+        texts = call.inputs["text"].texts()
+        vectors = Tensor.of("embedding", np.tile(self._row, (len(texts), 1)))
+        return InferResult((vectors,), {"tokens": tuple(len(text.split()) for text in texts), "truncated": ()})

@@ -10,7 +10,8 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer
 
-from flatshare.core.call import Embeddings, TextCall
+from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import Abandoned, BadInput
 from flatshare.core.ids import Digest
+from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.core.spec import ModelManifest, StoredModel
+from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import Footprint
 from flatshare.store.mapping import MapPool
 
@@ -33,6 +36,7 @@ _SESSION_BYTES = 2_500_000
 _TOKENIZER_BYTES = 7_000_000
 _UNSTABLE_TOKENS = 128  # at the end of a prefix, where a word may have been cut: WordPiece looks at 100 characters of a word
 TOKENS_PER_RUN = 512  # texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text
+MAX_TEXTS = 4096
 _INPUT, _OUTPUT = "input_ids", "embedding"
 
 
@@ -113,9 +117,16 @@ class MappedModel:
         self._is_lowercased = manifest.is_lowercased
         self._bindings: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, call: TextCall, stop: threading.Event | None = None) -> Embeddings:
+    @property
+    def signature(self) -> Signature:
+        return _sentence_encoder(self._width)
+
+    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
         """Tokenise, run texts of equal length together, and put the rows back in order."""
-        rows, truncated = self._encoder.encode(call.texts, self._max_tokens, is_lowercased=self._is_lowercased)
+        texts = call.inputs["text"].texts()
+        if len(texts) > MAX_TEXTS:
+            raise BadInput(f"{len(texts)} texts in one call: at most {MAX_TEXTS} are accepted, split the call")
+        rows, truncated = self._encoder.encode(texts, self._max_tokens, is_lowercased=self._is_lowercased)
         if not all(len(row) for row in rows):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         vectors = np.empty((len(rows), self._width), np.float32)
@@ -123,7 +134,8 @@ class MappedModel:
             if stop is not None and stop.is_set():
                 raise Abandoned("the caller has left")
             vectors[group] = self._forward(np.stack([rows[i] for i in group]))
-        return Embeddings(vectors, tuple(len(row) for row in rows), truncated)
+        remarks = {"tokens": tuple(len(row) for row in rows), "truncated": truncated}
+        return InferResult((Tensor.of(_OUTPUT, vectors),), remarks)
 
     def _forward(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """From ids [texts, tokens] to [texts, width]. A binding serves one run at a time, so each concurrent run has its own."""
@@ -135,6 +147,12 @@ class MappedModel:
         self._architecture.run(binding, ids, output)
         self._bindings.put(binding)
         return output
+
+
+@lru_cache(maxsize=64)
+def _sentence_encoder(width: int) -> Signature:
+    texts, vectors = TensorInfo("text", "BYTES", (-1,)), TensorInfo(_OUTPUT, "FP32", (-1, width))
+    return Signature(Task.EMBEDDING, "flatshare_mapped", (texts,), (vectors,))
 
 
 class _Architecture:
@@ -168,7 +186,7 @@ class _TextEncoder:
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
 
-    def encode(self, texts: tuple[str, ...], max_tokens: int, *, is_lowercased: bool) -> tuple[list[NDArray[np.int64]], tuple[int, ...]]:
+    def encode(self, texts: Sequence[str], max_tokens: int, *, is_lowercased: bool) -> tuple[list[NDArray[np.int64]], tuple[int, ...]]:
         """Token ids of each text, and the indices of those that were cut to `max_tokens`."""
         rows, truncated = [], []
         for index, text in enumerate(texts):
