@@ -16,6 +16,29 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """What an engine must know of a generating model besides its graphs."""
+
+    layers: int
+    """Of the decoder: each has a cache of keys and values."""
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    positions: int
+    """Prompt and answer together have at most this many tokens."""
+    ends: tuple[int, ...]
+    """Tokens that end a text."""
+    start: int | None = None
+    """Encoder-decoder models only: the token that an answer starts from."""
+    buckets: int = 0
+    """Of relative positions, for models that have them."""
+    furthest: int = 0
+    chat_template: str | None = None
+    template_tokens: tuple[tuple[str, str], ...] = ()
+    """Special tokens by the names that the template uses: bos_token, eos_token …"""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelManifest:
     """Everything that decides what a model answers, so its digest is the model's identity."""
 
@@ -35,6 +58,7 @@ class ModelManifest:
     """What the importer did that its owner should know: widened types, defaults taken."""
     backend: str = "mapped"
     """The engine that runs it, by its name in `instance/backends/engines.py`."""
+    generation: GenerationSpec | None = None
 
     @property
     def mapped_bytes(self) -> int:

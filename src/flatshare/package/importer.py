@@ -12,6 +12,7 @@ from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.settings import StoreLimits
 from flatshare.core.spec import ModelManifest, TensorSpec
 from flatshare.package.checkpoint import Checkpoint, read_checkpoint
+from flatshare.package.generation.importer import import_generating, is_generating
 from flatshare.package.graphs.bert import BertShape, GeneratedGraph, sentence_encoder
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.tokenizer import canonical_tokenizer
@@ -36,6 +37,8 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
 
     Everything is checked before the first byte is written. Raises BadPackage or UnsupportedModel with what is wrong, DiskFull.
     """
+    if is_generating(folder, limits):
+        return ImportReport(*import_generating(store, folder, uri, version, limits))
     checkpoint = read_checkpoint(folder, limits)
     weights = WeightsFile(checkpoint.weights_path)
     graph = sentence_encoder(checkpoint.shape, checkpoint.head)

@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
-from flatshare.core.spec import ModelManifest, TensorPlace, TensorSpec
+from flatshare.core.spec import GenerationSpec, ModelManifest, TensorPlace, TensorSpec
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS packs (id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
@@ -215,7 +215,15 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
-    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), **fields)
+    generation = _generation(fields.pop("generation", None))
+    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), generation=generation, **fields)
+
+
+def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:
+    if fields is None:
+        return None
+    tokens = tuple((name, token) for name, token in fields.pop("template_tokens"))
+    return GenerationSpec(ends=tuple(fields.pop("ends")), template_tokens=tokens, **fields)
 
 
 def _tensor(fields: dict[str, Any]) -> TensorSpec:

@@ -37,6 +37,9 @@ class T5Shape:
     activation: str
     is_gated: bool
     is_tied: bool
+    """The answer's tokens are looked up in the same table as the text's."""
+    is_scaled: bool
+    """As T5 1.0 does before the table."""
 
     @property
     def inner(self) -> int:
@@ -195,9 +198,10 @@ class _Layers(StepBuilder):
         s = self._shape
         full = self.node("Reshape", [normed, "decoder.full"], "last_full")
         last = self.node("Gather", [full, self.scalar("minus_one", -1)], "last", axis=1)
+        if s.is_scaled:
+            last = self.node("Mul", [last, self.number("scale", s.hidden**-0.5)], "scaled")
         if s.is_tied:
-            scaled = self.node("Mul", [last, self.number("tied_scale", s.hidden**-0.5)], "scaled")
-            self.node("Gemm", [scaled, self.weight("shared.weight", s.vocabulary, s.hidden)], "logits", transB=1)
+            self.node("Gemm", [last, self.weight("shared.weight", s.vocabulary, s.hidden)], "logits", transB=1)
         else:
             self.project(last, "lm_head", s.hidden, s.vocabulary, "logits")
         self.output("logits", ["rows", s.vocabulary])
