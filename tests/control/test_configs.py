@@ -73,6 +73,39 @@ def test_capture_that_is_switched_off_is_harmless(client: Any) -> None:
     assert client.describe_endpoint_config(EndpointConfigName="c")["DataCaptureConfig"]["EnableCapture"] is False
 
 
+def test_a_shadow_variant_is_kept_beside_its_one_production_variant(client: Any) -> None:
+    shadow = variant("shadow", InitialVariantWeight=0.5)
+    client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant()], ShadowProductionVariants=[shadow])
+    described = client.describe_endpoint_config(EndpointConfigName="c")
+    assert described["ShadowProductionVariants"] == [shadow]
+
+
+@pytest.mark.parametrize(
+    ("production", "shadows", "sentence"),
+    [
+        ([variant("a"), variant("b")], [variant("s")], "2 production and 1 shadow variants were given"),
+        ([variant("a")], [variant("s"), variant("t")], "1 production and 2 shadow variants were given"),
+        ([variant("a")], [variant("a")], 'The variant name "a" was non-unique within the request.'),
+        (
+            [variant("a")],
+            [variant("s", ServerlessConfig={"MemorySizeInMB": 1024, "MaxConcurrency": 1})],
+            "ServerlessConfig is not supported",
+        ),
+        ([variant("a")], [variant("s", model="n")], 'Could not find model "'),
+    ],
+)
+def test_a_shadow_variant_has_one_production_variant_and_its_own_rules(
+    client: Any, production: list[dict[str, Any]], shadows: list[dict[str, Any]], sentence: str
+) -> None:
+    assert sentence in refusal(client, *production, ShadowProductionVariants=shadows)
+
+
+def test_publishing_intervals_of_metrics_are_kept(client: Any) -> None:
+    metrics = {"EnableEnhancedMetrics": True, "MetricPublishFrequencyInSeconds": 60}
+    client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant()], MetricsConfig=metrics)
+    assert client.describe_endpoint_config(EndpointConfigName="c")["MetricsConfig"] == metrics
+
+
 @pytest.mark.parametrize("operation", ["describe_endpoint_config", "delete_endpoint_config"])
 def test_an_unknown_configuration_is_told_by_its_arn(client: Any, operation: str) -> None:
     with pytest.raises(ClientError) as refused:
@@ -120,7 +153,6 @@ def test_two_variants_of_one_name_are_refused(client: Any) -> None:
         {"DataCaptureConfig": CAPTURE},
         {"DataCaptureConfig": CAPTURE | {"EnableCapture": True}},
         {"AsyncInferenceConfig": {"OutputConfig": {"S3OutputPath": "s3://b/o"}}},
-        {"ShadowProductionVariants": [variant("shadow")]},
         {"ExplainerConfig": {}},
         {"EnableNetworkIsolation": True},
     ],

@@ -245,24 +245,131 @@ def test_an_update_that_fails_leaves_the_old_configuration_serving(server: Serve
     assert server.house.routes == before
 
 
-def test_blue_green_all_at_once_is_kept_and_other_policies_are_refused(sagemaker: Any) -> None:
+STEP = {"Type": "CAPACITY_PERCENT", "Value": 20}
+ALARMS = {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}
+
+
+def blue_green(kind: str, **more: Any) -> dict[str, Any]:
+    return {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": {"Type": kind, "WaitIntervalInSeconds": 0} | more}}
+
+
+def rolling(percent: int) -> dict[str, Any]:
+    size = {"Type": "CAPACITY_PERCENT", "Value": percent}
+    return {"RollingUpdatePolicy": {"MaximumBatchSize": size, "WaitIntervalInSeconds": 0}}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        blue_green("ALL_AT_ONCE"),
+        blue_green("CANARY", CanarySize=STEP),
+        blue_green("LINEAR", LinearStepSize=STEP),
+        rolling(50),
+        blue_green("ALL_AT_ONCE") | ALARMS,
+    ],
+)
+def test_a_deployment_configuration_is_kept_told_and_may_be_retained(sagemaker: Any, config: dict[str, Any]) -> None:
     deploy(sagemaker)
     wait(sagemaker, "endpoint_in_service")
+    update = {"EndpointName": "e", "EndpointConfigName": "e-config"}
+    for given, told in (({"DeploymentConfig": config}, config), ({"RetainDeploymentConfig": True}, config), ({}, None)):
+        sagemaker.update_endpoint(**update, **given)
+        wait(sagemaker, "endpoint_in_service")
+        assert sagemaker.describe_endpoint(EndpointName="e").get("LastDeploymentConfig") == told
 
-    def blue_green(kind: str) -> dict[str, Any]:
-        return {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": {"Type": kind, "WaitIntervalInSeconds": 0}}}
 
-    sagemaker.update_endpoint(EndpointName="e", EndpointConfigName="e-config", DeploymentConfig=blue_green("ALL_AT_ONCE"))
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (blue_green("CANARY"), "Type CANARY needs CanarySize"),
+        (blue_green("LINEAR"), "Type LINEAR needs LinearStepSize"),
+        (blue_green("CANARY", CanarySize=STEP | {"Value": 51}), "CanarySize of 51 CAPACITY_PERCENT must be between 1 and 50"),
+        (blue_green("LINEAR", LinearStepSize=STEP | {"Value": 9}), "LinearStepSize of 9 CAPACITY_PERCENT must be between 10 and 50"),
+        (rolling(4), "MaximumBatchSize of 4 CAPACITY_PERCENT must be between 5 and 50"),
+        (blue_green("ALL_AT_ONCE") | rolling(50), "give one of them"),
+        ({"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}] * 11}}, "Member must have length less than or equal to 10"),
+    ],
+)
+def test_a_deployment_configuration_that_breaks_a_rule_is_refused(sagemaker: Any, config: dict[str, Any], sentence: str) -> None:
+    deploy(sagemaker)
     wait(sagemaker, "endpoint_in_service")
-    sagemaker.update_endpoint(EndpointName="e", EndpointConfigName="e-config", RetainDeploymentConfig=True)
+    assert sentence in refusal(sagemaker.update_endpoint, EndpointConfigName="e-config", DeploymentConfig=config)
+    assert sagemaker.describe_endpoint(EndpointName="e")["EndpointStatus"] == "InService"
+
+
+def test_a_shadow_variant_is_described_apart_and_scaled_like_any_other(server: Server) -> None:
+    client = server.client()
+    client.create_model(ModelName="m", PrimaryContainer=container())
+    shadow = variant("shadow", InitialVariantWeight=0.5)
+    client.create_endpoint_config(EndpointConfigName="c", ProductionVariants=[variant()], ShadowProductionVariants=[shadow])
+    server.call(server.house.driver.may_start.clear)
+    client.create_endpoint(EndpointName="e", EndpointConfigName="c")
+    pending = client.describe_endpoint(EndpointName="e")["PendingDeploymentSummary"]
+    assert [v["VariantName"] for v in pending["ShadowProductionVariants"]] == ["shadow"]
+    server.call(server.house.driver.may_start.set)
+    wait(client, "endpoint_in_service")
+    change = [{"VariantName": "shadow", "DesiredWeight": 0.25, "DesiredInstanceCount": 2}]
+    client.update_endpoint_weights_and_capacities(EndpointName="e", DesiredWeightsAndCapacities=change)
+    wait(client, "endpoint_in_service")
+    described = client.describe_endpoint(EndpointName="e")
+    assert [v["VariantName"] for v in described["ProductionVariants"]] == ["AllTraffic"]
+    [now] = described["ShadowProductionVariants"]
+    assert (now["CurrentWeight"], now["CurrentInstanceCount"]) == (0.25, 2)
+    client.update_endpoint(EndpointName="e", EndpointConfigName="c", RetainAllVariantProperties=True)
+    wait(client, "endpoint_in_service")
+    assert client.describe_endpoint(EndpointName="e")["ShadowProductionVariants"][0]["DesiredWeight"] == 0.25
+
+
+def test_data_capture_that_is_off_is_told_and_retained_unless_excluded(sagemaker: Any) -> None:
+    def capture(percent: int) -> dict[str, Any]:
+        options = [{"CaptureMode": "Input"}]
+        off = {"EnableCapture": False, "InitialSamplingPercentage": percent, "DestinationS3Uri": "s3://b/c", "CaptureOptions": options}
+        return {"DataCaptureConfig": off}
+
+    def told() -> int | None:
+        summary: dict[str, Any] = sagemaker.describe_endpoint(EndpointName="e").get("DataCaptureConfig", {})
+        assert summary.get("CaptureStatus") in {None, "Stopped"}
+        return summary.get("CurrentSamplingPercentage")
+
+    deploy(sagemaker)
+    sagemaker.create_endpoint_config(EndpointConfigName="five", ProductionVariants=[variant()], **capture(5))
+    sagemaker.create_endpoint_config(EndpointConfigName="six", ProductionVariants=[variant()], **capture(6))
     wait(sagemaker, "endpoint_in_service")
-    assert sagemaker.describe_endpoint(EndpointName="e")["LastDeploymentConfig"] == blue_green("ALL_AT_ONCE")
-    rolling = {"RollingUpdatePolicy": {"MaximumBatchSize": {"Type": "INSTANCE_COUNT", "Value": 1}, "WaitIntervalInSeconds": 0}}
-    alarms = {"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}]}}
-    for config in (blue_green("CANARY"), rolling):
-        message = refusal(sagemaker.update_endpoint, EndpointConfigName="e-config", DeploymentConfig=config)
-        assert "ALL_AT_ONCE" in message
-    assert "AutoRollback" in refusal(sagemaker.update_endpoint, EndpointConfigName="e-config", DeploymentConfig=alarms)
+    assert told() is None
+    excluded = [{"VariantPropertyType": "DataCaptureConfig"}]
+    percents = []
+    for config, more in (
+        ("five", {}),
+        ("six", {"RetainAllVariantProperties": True}),
+        ("six", {"RetainAllVariantProperties": True, "ExcludeRetainedVariantProperties": excluded}),
+    ):
+        sagemaker.update_endpoint(EndpointName="e", EndpointConfigName=config, **more)
+        wait(sagemaker, "endpoint_in_service")
+        percents.append(told())
+    assert percents == [5, 5, 6]
+
+
+def test_while_a_failed_update_is_undone_the_endpoint_is_rolling_back_and_refuses_edits(server: Server) -> None:
+    client = server.client()
+    deploy(client)
+    wait(client, "endpoint_in_service")
+    client.create_endpoint_config(EndpointConfigName="next", ProductionVariants=[variant("a"), variant("b")])
+    server.call(server.house.driver.may_stop.clear)
+    server.call(server.house.driver.fail_from, 2, "no")  # the second of the new instances
+    client.update_endpoint(EndpointName="e", EndpointConfigName="next")
+    while (described := client.describe_endpoint(EndpointName="e"))["EndpointStatus"] == "Updating":
+        pass
+    assert (described["EndpointStatus"], described["FailureReason"]) == ("RollingBack", "no")
+    assert described["ProductionVariants"][0]["VariantStatus"][0] | {"StartTime": 0} == {
+        "Status": "Updating",
+        "StatusMessage": "no",
+        "StartTime": 0,
+    }
+    assert refusal(client.delete_endpoint) == IN_PROGRESS
+    server.call(server.house.driver.may_stop.set)
+    wait(client, "endpoint_in_service")
+    described = client.describe_endpoint(EndpointName="e")
+    assert (described["EndpointConfigName"], described["FailureReason"]) == ("e-config", "no")
 
 
 def test_more_instances_than_the_fleet_may_have_are_refused_in_the_contract_s_words() -> None:

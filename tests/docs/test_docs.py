@@ -61,11 +61,13 @@ def test_every_command_of_the_docs_exists() -> None:
 
 def test_every_metric_is_on_the_operations_page() -> None:
     metrics = GatewayMetrics()
-    metrics.answered("e", 200, 0.1, 0.1)
-    text = metrics.render([InstanceReading("e", "i", 1, 1, 1, 1, {"load": 1})]).decode()
+    metrics.answered("e", 200, 0.1, {"load": 0.05})
+    metrics.failed("ValidationError")
+    metrics.denied("AccessDeniedException")
+    text = metrics.render([InstanceReading("e", "i", 1, 1, 1, 1, 1, 1, 0, {"load": 1}, {"mapped": 1})], {"e"}).decode()
     names = set(re.findall(r"^# TYPE (flatshare_\w+)", text, re.MULTILINE))
     assert {name for name in names if f"`{name}`" not in OPERATIONS and not name.endswith("_created")} == set()
-    assert len(names) >= 9
+    assert len(names) >= 16
 
 
 def test_every_code_that_a_caller_may_meet_is_on_the_operations_page() -> None:

@@ -12,7 +12,9 @@ from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.shadow import Shadows
 from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.telemetry.shadows import ShadowMetrics
 from flatshare.wire.http import Request
 from flatshare.wire.sagemaker import parse_invocation
 
@@ -32,7 +34,9 @@ async def test_a_hung_instance_is_unavailable_and_not_an_internal_error(silent: 
     routes = RouteTable("000000000000")
     instance = InstanceAddress(InstanceId("i-1"), str(silent))
     routes.replace(Routes({NAME: EndpointRoute(NAME, True, (VariantRoute(VariantName("v"), 1.0, "file:///m/", (instance,)),))}))
-    invoker = Invoker(GatewaySettings(hold_s=0.05), routes, GatewayMetrics(), region="us-east-1", account="000000000000")
+    metrics = GatewayMetrics()
+    shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=0.05)
+    invoker = Invoker(GatewaySettings(hold_s=0.05), routes, metrics, shadows, region="us-east-1", account="000000000000")
     headers = {b"x-amzn-sagemaker-target-model": b"a", b"content-type": b"application/json"}
     call = parse_invocation(Request("POST", "/endpoints/hung/invocations", headers, b'{"inputs": "hello"}'))
     assert call is not None

@@ -8,16 +8,22 @@ from pathlib import Path
 import orjson
 import pytest
 
+from flatshare.core.clock import SystemClock
 from flatshare.core.ids import EndpointName, InstanceId, VariantName
-from flatshare.core.settings import GatewaySettings
+from flatshare.core.settings import GatewaySettings, SecuritySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
 from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
+from flatshare.security.audit import AuditLog
+from flatshare.security.entry import Entry
+from flatshare.security.guard import Guard
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer
 from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.telemetry.shadows import ShadowMetrics
 from flatshare.wire import container
 from flatshare.wire.http import TOO_LARGE, Reply, Request
 
@@ -26,7 +32,9 @@ URI = "/endpoints/e/invocations"
 
 
 @asynccontextmanager
-async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySettings | None = None) -> AsyncIterator[FrontDoor]:
+async def gateway(
+    tmp_path: Path, *instances: Instance, settings: GatewaySettings | None = None, security: SecuritySettings | None = None
+) -> AsyncIterator[FrontDoor]:
     """A front door before one variant with these instances."""
     async with AsyncExitStack() as stack:
         addresses = []
@@ -42,12 +50,18 @@ async def gateway(tmp_path: Path, *instances: Instance, settings: GatewaySetting
         routes = RouteTable("123456789012")
         routes.replace(Routes({EndpointName("e"): EndpointRoute(EndpointName("e"), is_multi_model=True, variants=(variant,))}))
         metrics = GatewayMetrics()
-        invoker = Invoker(settings or GatewaySettings(), routes, metrics, region="r", account="123456789012")
+        shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=5.0)
+        invoker = Invoker(settings or GatewaySettings(), routes, metrics, shadows, region="r", account="123456789012")
 
         async def control(_: Request) -> Reply:
             return Reply(200, b"control")
 
-        yield FrontDoor(invoker, control, FleetStatus(routes), metrics)
+        clock = SystemClock()
+        guard = Guard(security or SecuritySettings(), clock, region="r", account="123456789012", max_body_bytes=1 << 20)
+        entry = Entry(guard, AuditLog(tmp_path / "audit"), metrics, clock)
+        yield FrontDoor(invoker, control, FleetStatus(routes, shadows), metrics, entry)
+        entry.close()
+        await shadows.close()
         routes.close()
 
 
@@ -125,6 +139,13 @@ async def test_each_failure_of_an_instance_has_the_contracts_code(
         (Request("POST", URI, {}), "is missing a target model header"),
         (invocation(target_variant="green"), "no production variant 'green'"),
         (invocation(target_model="../other"), "must be a plain path"),
+        (invocation(target_container_hostname="c"), "no TargetContainerHostname to choose"),
+        (invocation(inference_component="c"), "leave InferenceComponentName out"),
+        (invocation(enable_explanations="`true`"), "leave EnableExplanations out"),
+        (invocation(custom_attributes="c" * 1025), "more than 1024 characters"),
+        (invocation(inference_id="c" * 65), "more than 64 characters"),
+        (Request("POST", "/endpoints/e/async-invocations", {}), "is not an asynchronous endpoint"),
+        (Request("POST", "/endpoints/e/invocations-response-stream", {}), "does not stream"),
         (Request("POST", URI, {b"x-amzn-sagemaker-target-model": b"m", TOO_LARGE: b"1"}), "6291456 bytes"),
     ],
 )
@@ -134,6 +155,24 @@ async def test_a_call_that_cannot_be_right_is_a_validation_error(tmp_path: Path,
         assert reply.status == 400
         assert dict(reply.headers)[b"x-amzn-errortype"] == b"ValidationError"
         assert says in orjson.loads(reply.body)["Message"]
+
+
+async def test_sessions_and_custom_attributes_pass_through_both_ways(tmp_path: Path) -> None:
+    said = [
+        (b"x-amzn-sagemaker-custom-attributes", b"trace=1"),
+        (b"x-amzn-sagemaker-new-session-id", b"s1; Expires=2030-01-01T00:00:00Z"),
+        (b"x-amzn-sagemaker-closed-session-id", b"s0"),
+    ]
+
+    async def stateful(request: Request) -> Reply:
+        assert request.header("x-amzn-sagemaker-session-id") == "NEW_SESSION"
+        assert request.header("x-amzn-sagemaker-inference-id") == "i-7"
+        return Reply(200, b"{}", headers=said)
+
+    async with gateway(tmp_path, stateful) as door:
+        reply = await door.handle(invocation(session_id="NEW_SESSION", inference_id="i-7"))
+        assert reply.status == 200
+        assert set(said) <= set(reply.headers)
 
 
 async def test_when_an_instance_dies_the_call_goes_to_another(tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ from tokenizers import Tokenizer
 
 from flatshare.core.errors import BadPackage
 from flatshare.core.settings import StoreLimits
+from flatshare.package.folder import Folder
 from flatshare.package.tokenizer import canonical_tokenizer
+from flatshare.package.tokenizer_files import tokenizer_json as read_tokenizer
 from tests.checkpoints import VOCABULARY, tokenizer_json
 
 
 def canonical(folder: Path, content: str | bytes, *, vocabulary: int = len(VOCABULARY), max_tokens: int = 64) -> bytes:
-    path = folder / "tokenizer.json"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return canonical_tokenizer(path, StoreLimits(), vocabulary=vocabulary, max_tokens=max_tokens)
+    (folder / "tokenizer.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    read = read_tokenizer(Folder(folder, StoreLimits()), "bert")
+    return canonical_tokenizer(read, vocabulary=vocabulary, max_tokens=max_tokens)
 
 
 def changed(**fields: Any) -> bytes:
@@ -81,4 +83,4 @@ def test_a_tokenizer_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer_json())
     with pytest.raises(BadPackage, match="more than 10 bytes"):
-        canonical_tokenizer(path, StoreLimits(max_json_bytes=10), vocabulary=99, max_tokens=64)
+        read_tokenizer(Folder(tmp_path, StoreLimits(max_json_bytes=10)), "bert")

@@ -93,9 +93,34 @@ def test_an_update_that_fails_goes_back_and_stops_what_it_had_started() -> None:
     updating = replace(SERVING, status=Status.UPDATING, target=deployment("d2", count=2))
     observed = Observed(instances(1) + instances(1, "d2"), (Trouble(slot("d2"), 1, 0.0, revision=2, start_failure="no"),))
     decided = plan((updating,), observed, now_s=0)
-    assert decided.marks == (Mark(E, 2, Verdict.ROLLED_BACK, "no"),)
+    assert decided.marks == (Mark(E, 2, Verdict.ROLLING_BACK, "no"),)
     assert decided.stops == ("d2-0",)
     assert [i.id for i in decided.routes.endpoints[E].variants[0].instances] == ["d1-0"]
+
+
+def test_a_roll_back_is_over_when_the_last_instance_of_the_change_has_gone() -> None:
+    rolling = replace(SERVING, status=Status.ROLLING_BACK)
+    stopping = Observed(instances(1) + instances(1, "d2", phase=Phase.STOPPING))
+    during = plan((rolling,), stopping, now_s=0)
+    assert during.marks == ()
+    assert [i.id for i in during.routes.endpoints[E].variants[0].instances] == ["d1-0"]
+    assert plan((rolling,), Observed(instances(1)), now_s=0).marks == (Mark(E, 2, Verdict.ROLLED_BACK),)
+
+
+def test_a_roll_back_ends_though_the_old_instance_has_died_meanwhile() -> None:
+    rolling = replace(SERVING, status=Status.ROLLING_BACK)
+    assert plan((rolling,), Observed(()), now_s=0).marks == (Mark(E, 2, Verdict.ROLLED_BACK),)
+
+
+def test_a_shadow_has_instances_of_its_own_and_is_waited_for_and_routed_apart() -> None:
+    shadow = Variant(VariantName("s"), 1, 0.5, "s3://b/s/")
+    creating = replace(CREATING, target=replace(deployment(), shadows=(shadow,)))
+    assert {start.slot.variant for start in plan((creating,), Observed(()), now_s=0).starts} == {"a", "s"}
+    assert plan((creating,), Observed(instances(1)), now_s=0).marks == ()
+    own = ObservedInstance(InstanceId("s-0"), Slot(E, DeploymentId("d1"), VariantName("s")), Phase.READY, "/s")
+    route = plan((creating,), Observed((*instances(1), own)), now_s=0).routes.endpoints[E]
+    assert [(v.name, [i.id for i in v.instances]) for v in route.variants] == [("a", ["d1-0"])]
+    assert [(v.name, v.weight, v.prefix, [i.id for i in v.instances]) for v in route.shadows] == [("s", 0.5, "s3://b/s/", ["s-0"])]
 
 
 def test_scaling_out_keeps_the_instances_and_scaling_in_stops_the_youngest() -> None:
@@ -206,7 +231,7 @@ def test_carrying_out_a_plan_leads_to_a_moment_that_needs_nothing_more(
 ) -> None:
     desired: tuple[DesiredEndpoint, ...] = (endpoint,)
     observed = Observed(fleet, trouble)
-    for _ in range(4):
+    for _ in range(5):
         decided = plan(desired, observed, now_s=1e6)
         verdicts = {mark.endpoint: mark.verdict for mark in decided.marks}
         desired = tuple(

@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flatshare.core.ids import InstanceId, ModelKey
-from flatshare.policy.route import SPILL, InstanceLoad, choose, pick_weighted
+from flatshare.policy.route import SPILL, InstanceLoad, choose, is_copied, pick_weighted
 
 MODELS = [ModelKey(f"{i:032x}") for i in range(200)]
 IDLE = st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), unique=True, min_size=1, max_size=12).map(
@@ -69,3 +69,14 @@ def test_variants_get_requests_in_proportion_to_their_weights(weights: list[int]
     assume(total > 0)
     picks = [pick_weighted(weights, (step + 0.5) / total) for step in range(total)]
     assert [picks.count(index) for index in range(len(weights))] == weights
+
+
+@given(st.floats(0.01, 100), st.floats(0, 100))
+def test_a_shadow_gets_the_share_of_requests_that_the_ratio_of_weights_says(production: float, shadow: float) -> None:
+    copied = sum(is_copied(production, shadow, n / 1000) for n in range(1000)) / 1000
+    assert abs(copied - min(1.0, shadow / production)) <= 0.001 + 1e-9
+
+
+def test_a_shadow_without_weight_gets_nothing_even_beside_production_without_weight() -> None:
+    assert not is_copied(0.0, 0.0, 0.0)
+    assert is_copied(0.0, 1.0, 0.5)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from flatshare.serving.connection import Bounds
-from flatshare.serving.server import HandlerServer
+from flatshare.serving.server import HandlerServer, Most
 from flatshare.wire.http import TOO_LARGE, Reply, Request
 
 
@@ -241,7 +241,7 @@ async def test_draining_ends_with_its_time() -> None:
 
 async def test_beyond_the_most_connections_newcomers_are_hung_up_on() -> None:
     built = House()
-    server = HandlerServer(built.handle, Bounds(max_body_bytes=9), drain_s=1.0, max_connections=1)
+    server = HandlerServer(built.handle, Bounds(max_body_bytes=9), drain_s=1.0, most=Most(connections=1))
     built.port = await server.listen_on_port("127.0.0.1", 0)
     running = asyncio.create_task(server.run())
     async with caller(built) as first:

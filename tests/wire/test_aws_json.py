@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flatshare.core.errors import BadInput, UnknownOperation, ValidationFailed
-from flatshare.wire.aws_json import Call, error_reply, sagemaker_codec
+from flatshare.wire.aws_codec import Call
+from flatshare.wire.aws_json import error_reply, sagemaker_codec
 from flatshare.wire.http import Request
 
 SERVED = ["CreateModel", "CreateEndpointConfig", "CreateEndpoint", "ListModels", "AddTags", "DeleteModel", "DescribeEndpoint"]

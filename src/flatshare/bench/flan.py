@@ -83,4 +83,5 @@ def _named(tables: dict[str, onnx.TensorProto], prefix: str) -> Tensors:
 
 def _widened(tables: dict[str, onnx.TensorProto], name: str) -> NDArray[np.float32]:
     values, scale, zero = (numpy_helper.to_array(tables[f"{name}_{part}"]) for part in ("quantized", "scale", "zero_point"))
-    return ((values.astype(np.float32) - zero.astype(np.float32)) * scale).astype(np.float32)
+    widened: NDArray[np.float32] = ((values.astype(np.float32) - zero.astype(np.float32)) * scale).astype(np.float32)
+    return widened

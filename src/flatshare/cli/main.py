@@ -15,6 +15,7 @@ _COMMANDS = {
     "deploy": "flatshare.cli.deploy",
     "invoke": "flatshare.cli.deploy",
     "models": "flatshare.cli.models",
+    "keys": "flatshare.cli.keys",
     "top": "flatshare.cli.top",
     "env": "flatshare.cli.serve",
     "bench": "flatshare.cli.bench",

@@ -32,6 +32,15 @@ from flatshare.core.sizes import format_size
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
+@click.option(
+    "--auth",
+    default="none",
+    show_default=True,
+    type=click.Choice(["none", "sigv4", "bearer"]),
+    help="What callers must show: nothing; a signature as AWS's SDKs make it; a bearer token or a signature. See 'flatshare keys'.",
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificate chain (PEM): serve HTTPS.")
+@click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Its key (PEM). SIGHUP reads both anew.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
@@ -44,6 +53,9 @@ def serve(
     disk_bytes: int,
     workers: int,
     region: str,
+    auth: str,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     insecure: bool,
     json_logs: bool,
     log_level: str,
@@ -57,19 +69,22 @@ def serve(
     Examples:
       flatshare serve                                  everything below ./data, 2 GiB, port 8080
       flatshare serve --memory 8GiB --port 9000
+      flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
-    if not insecure:
-        _require_loopback(host)
+    _require_protection(host, auth, tls_cert, tls_key, insecure=insecure)
     from flatshare import build
     from flatshare.telemetry import log
 
     log.configure(json=json_logs, level=log_level)
     _lock(data_dir)
-    share = {"memory_bytes": memory_bytes, "disk_bytes": disk_bytes, "workers": workers}
-    settings = build.settings_for(data_dir.absolute(), host=host, port=port, **share, has_json_logs=json_logs, region=region)
+    settings = build.settings_for(
+        data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers,
+        has_json_logs=json_logs, region=region, security=build.security_for(data_dir.absolute(), auth, tls_cert, tls_key),
+    )  # fmt: skip
+    scheme = "http" if tls_cert is None else "https"
     with _port_in_use_explained(host, port):
-        build.run(settings, lambda port: _greet(host, port, memory_bytes, data_dir, as_json=as_json))
+        build.run(settings, lambda port: _greet(f"{scheme}://{host}:{port}", memory_bytes, data_dir, as_json=as_json))
 
 
 @contextmanager
@@ -94,8 +109,7 @@ def _lock(data_dir: Path) -> None:
         ) from None
 
 
-def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
-    url = f"http://{host}:{port}"
+def _greet(url: str, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
     if as_json:
         print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
         return
@@ -106,11 +120,20 @@ def _greet(host: str, port: int, memory_bytes: int, data_dir: Path, *, as_json: 
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 
 
-def _require_loopback(host: str) -> None:
-    if not _is_loopback(host):
+def _require_protection(host: str, auth: str, tls_cert: Path | None, tls_key: Path | None, *, insecure: bool) -> None:
+    """Beyond this machine nobody is served unknown, unless the operator insists."""
+    if (tls_cert is None) != (tls_key is None):
+        raise click.UsageError("--tls-cert and --tls-key go together: give both, or neither")
+    if _is_loopback(host):
+        return
+    if auth == "none" and not insecure:
         raise click.UsageError(
-            f"calls are not authenticated yet, so {host} would be open to everybody: listen on 127.0.0.1, or say --insecure"
+            f"without authentication {host} would be open to everybody: say --auth sigv4 (and see 'flatshare keys create'), "
+            "listen on 127.0.0.1, or insist with --insecure"
         )
+    if tls_cert is None:
+        what = "tokens and bodies" if auth == "bearer" else "bodies"
+        errors.print(f"[yellow]warning:[/] without --tls-cert and --tls-key, {what} travel readable to and from {host}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,17 +1,16 @@
 """`flatshare top`: what the fleet does now."""
 
 import time
-import urllib.request
 from typing import Any
 
 import click
-import orjson
 from rich.console import Group
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
 from flatshare.cli.options import console, json_option, print_json, url_option
+from flatshare.core.errors import BadInput
 from flatshare.core.sizes import format_size
 
 
@@ -43,11 +42,11 @@ def top(once: bool, every_s: float, url: str, as_json: bool) -> None:
 
 
 def _status(url: str) -> dict[str, Any]:
+    from flatshare.client.pages import read_json
+
     try:
-        with urllib.request.urlopen(f"{url}/flatshare/status", timeout=5) as answer:  # noqa: S310  # the operator's own address
-            status: dict[str, Any] = orjson.loads(answer.read())
-            return status
-    except (OSError, orjson.JSONDecodeError) as error:
+        return read_json(url, "/flatshare/status")
+    except (OSError, BadInput) as error:
         raise click.ClickException(f"no flatshare server answers at {url} ({error}): start one with 'flatshare serve'") from error
 
 

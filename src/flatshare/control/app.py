@@ -53,7 +53,7 @@ class ControlApp:
 
     async def handle(self, request: Request) -> Reply:
         """Never raises: every error is a reply."""
-        request_id = str(uuid.uuid4())
+        request_id = request.id or str(uuid.uuid4())
         try:
             return await self._answer(request, request_id)
         except Exception as error:

@@ -1,17 +1,18 @@
 """Step 2 of 4 on a deployment's path: CreateEndpointConfig and its kin."""
 
+from collections.abc import Mapping
+
 from flatshare.control.desk import Desk, as_tags, refuse_members
 from flatshare.control.listing import Listed, list_page
 from flatshare.control.state import Definition
 from flatshare.core.errors import ValidationFailed
 from flatshare.wire.aws_shapes import Params
 
+_VARIANT_LISTS = ("ProductionVariants", "ShadowProductionVariants")
 _INSTEAD = "give InstanceType and InitialInstanceCount."
 _CONFIG_REFUSALS = {
-    "ShadowProductionVariants": "requests are not copied to shadow variants. Give the variant as one of ProductionVariants.",
     "AsyncInferenceConfig": "requests are answered synchronously. Leave it out.",
     "ExplainerConfig": "no explainer is attached. Leave it out.",
-    "MetricsConfig": "metrics of all models are always published, at /metrics. Leave it out.",
     "CrossRegionTrafficConfig": "there is one region. Leave it out.",
     "EnableNetworkIsolation": "instances are processes of this machine and share its network. Leave it out or set it to false.",
 }
@@ -35,14 +36,11 @@ def create_endpoint_config(desk: Desk, params: Params) -> Params:
             "DataCaptureConfig is not supported by flatshare: requests are not recorded. Leave it out or set EnableCapture to false."
         )
     tags = as_tags(params)
-    variants = [_checked_variant(desk, variant) for variant in params["ProductionVariants"]]
-    names = [variant["VariantName"] for variant in variants]
-    for variant_name in names:
-        if names.count(variant_name) > 1:
-            raise ValidationFailed(f'The variant name "{variant_name}" was non-unique within the request.')
+    listed = {kind: [_checked_variant(desk, variant) for variant in params[kind]] for kind in _VARIANT_LISTS if kind in params}
+    _check_together(listed)
     if desk.rows.configs.find(name):
         raise ValidationFailed(f'Cannot create already existing endpoint configuration "{arn}".')
-    kept = {key: value for key, value in params.items() if key != "Tags"} | {"ProductionVariants": variants}
+    kept = {key: value for key, value in params.items() if key != "Tags"} | listed
     desk.rows.configs.add(Definition(name, desk.now_s, kept))
     desk.rows.replace_tags(arn, tags)
     return {"EndpointConfigArn": arn}
@@ -67,6 +65,19 @@ def delete_endpoint_config(desk: Desk, params: Params) -> Params:
     desk.rows.configs.remove(config.name)
     desk.rows.replace_tags(desk.arns.config(config.name), {})
     return {}
+
+
+def _check_together(listed: Mapping[str, list[Params]]) -> None:
+    names = [variant["VariantName"] for variants in listed.values() for variant in variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValidationFailed(f'The variant name "{name}" was non-unique within the request.')
+    counts = [len(listed.get(kind, ())) for kind in _VARIANT_LISTS]
+    if counts[1] and counts != [1, 1]:
+        raise ValidationFailed(
+            f"A shadow variant needs exactly one production variant, and there may be one shadow variant: "
+            f"{counts[0]} production and {counts[1]} shadow variants were given."
+        )
 
 
 def _checked_variant(desk: Desk, variant: Params) -> Params:

@@ -9,6 +9,13 @@ from flatshare.core.ids import VariantName
 from flatshare.policy.diff import Deployment, DesiredEndpoint, Slot, Status, Variant
 from flatshare.wire.aws_shapes import Params
 
+_VARIANT_STATUS = {
+    Status.CREATING: "Creating",
+    Status.UPDATING: "Updating",
+    Status.ROLLING_BACK: "Updating",
+    Status.DELETING: "Deleting",
+}
+
 
 def describe_endpoint(desk: Desk, params: Params) -> Params:
     endpoint = desk.endpoint(params["EndpointName"])
@@ -20,6 +27,9 @@ def describe_endpoint(desk: Desk, params: Params) -> Params:
         "EndpointArn": desk.arns.endpoint(desired.name),
         "EndpointConfigName": shown.config_name,
         "ProductionVariants": [_summary(desk, endpoint, shown, variant) for variant in shown.variants],
+        "ShadowProductionVariants": [_summary(desk, endpoint, shown, variant) for variant in shown.shadows] or None,
+        "DataCaptureConfig": _capture(shown),
+        "MetricsConfig": shown.settings.get("MetricsConfig"),
         "EndpointStatus": desired.status.value,
         "FailureReason": endpoint.failure_reason,
         "CreationTime": endpoint.created_s,
@@ -67,14 +77,36 @@ def _pending(desk: Desk, endpoint: Endpoint) -> Params | None:
     is_new = target is not None and (desired.active is None or desired.active.id != target.id)
     if target is None or not is_new or desired.status not in {Status.CREATING, Status.UPDATING}:
         return None
-    variants = [_summary(desk, endpoint, target, v) | {"InstanceType": v.instance_type} for v in target.variants]
-    return {"EndpointConfigName": target.config_name, "ProductionVariants": variants, "StartTime": endpoint.modified_s}
+    variants, shadows = (
+        [_summary(desk, endpoint, target, v) | {"InstanceType": v.instance_type} for v in listed]
+        for listed in (target.variants, target.shadows)
+    )
+    return {
+        "EndpointConfigName": target.config_name,
+        "ProductionVariants": variants,
+        "ShadowProductionVariants": shadows or None,
+        "StartTime": endpoint.modified_s,
+    }
 
 
 def _renumbered(desired: DesiredEndpoint, deployment: Deployment) -> Mapping[VariantName, Variant]:
     """The variants with the numbers of a change of weights and capacities under way."""
     target = desired.target
-    return {variant.name: variant for variant in target.variants} if target and target.id == deployment.id else {}
+    return {variant.name: variant for variant in target.all_variants} if target and target.id == deployment.id else {}
+
+
+def _capture(deployment: Deployment) -> Params | None:
+    """DataCaptureConfigSummary: nothing is ever recorded, for only configurations that say so are admitted."""
+    config = deployment.settings.get("DataCaptureConfig")
+    if config is None:
+        return None
+    return {
+        "EnableCapture": False,
+        "CaptureStatus": "Stopped",
+        "CurrentSamplingPercentage": config["InitialSamplingPercentage"],
+        "DestinationS3Uri": config["DestinationS3Uri"],
+        "KmsKeyId": config.get("KmsKeyId", ""),  # the model requires it, so clients look for it
+    }
 
 
 def _images(endpoint: Endpoint, variant: Variant) -> list[Params] | None:
@@ -85,7 +117,8 @@ def _images(endpoint: Endpoint, variant: Variant) -> list[Params] | None:
 
 def _variant_status(endpoint: Endpoint) -> list[Params] | None:
     """A settled variant has none."""
-    status = endpoint.desired.status
-    if status not in {Status.CREATING, Status.UPDATING, Status.DELETING}:
+    shown = _VARIANT_STATUS.get(endpoint.desired.status)
+    if shown is None:
         return None
-    return [{"Status": status.value, "StartTime": endpoint.modified_s}]
+    message = {"StatusMessage": endpoint.failure_reason} if endpoint.failure_reason else {}
+    return [{"Status": shown, **message, "StartTime": endpoint.modified_s}]

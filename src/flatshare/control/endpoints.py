@@ -6,19 +6,21 @@ from dataclasses import replace
 
 from flatshare.control.desk import Desk, as_tags
 from flatshare.control.models import container_of
+from flatshare.control.rollouts import checked_deployment_config
 from flatshare.control.state import Definition, Endpoint
 from flatshare.core.errors import QuotaExceeded, ValidationFailed
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
 from flatshare.wire.aws_shapes import Params
 
-_IN_PROGRESS = {Status.CREATING, Status.UPDATING, Status.DELETING}
+_IN_PROGRESS = {Status.CREATING, Status.UPDATING, Status.ROLLING_BACK, Status.DELETING}
+_REPEATED = ("DataCaptureConfig", "MetricsConfig")  # what DescribeEndpoint tells of the configuration
 
 
 def create_endpoint(desk: Desk, params: Params) -> Params:
     name = EndpointName(params["EndpointName"])
     arn = desk.arns.endpoint(name)
-    deployment_config = _deployment_config(params)
+    deployment_config = checked_deployment_config(params)
     tags = as_tags(params)
     if desk.rows.endpoint(name):
         raise ValidationFailed(f'Cannot create already existing endpoint "{arn}".')
@@ -31,7 +33,7 @@ def create_endpoint(desk: Desk, params: Params) -> Params:
 
 
 def update_endpoint(desk: Desk, params: Params) -> Params:
-    """Blue/green, all at once: the old instances serve until every new one is ready."""
+    """Blue/green: the old instances serve until every new one is ready."""
     endpoint = _updatable(desk, params["EndpointName"])
     active = endpoint.desired.active
     assert active is not None, "an endpoint that can be updated has an active deployment. This is a bug."
@@ -40,7 +42,7 @@ def update_endpoint(desk: Desk, params: Params) -> Params:
         excluded = {entry["VariantPropertyType"] for entry in params.get("ExcludeRetainedVariantProperties", [])}
         target = _with_retained(target, active, excluded)
     if not params.get("RetainDeploymentConfig"):
-        endpoint = replace(endpoint, deployment_config=_deployment_config(params))
+        endpoint = replace(endpoint, deployment_config=checked_deployment_config(params))
     _begin_update(desk, endpoint, target)
     return {"EndpointArn": desk.arns.endpoint(endpoint.desired.name)}
 
@@ -51,8 +53,11 @@ def update_endpoint_weights_and_capacities(desk: Desk, params: Params) -> Params
     active = endpoint.desired.active
     assert active is not None, "an endpoint that can be updated has an active deployment. This is a bug."
     changes = _changes(params, active)
-    variants = tuple(_changed(variant, changes.get(variant.name, {})) for variant in active.variants)
-    _begin_update(desk, endpoint, replace(active, variants=variants))
+
+    def changed(variants: tuple[Variant, ...]) -> tuple[Variant, ...]:
+        return tuple(_changed(variant, changes.get(variant.name, {})) for variant in variants)
+
+    _begin_update(desk, endpoint, replace(active, variants=changed(active.variants), shadows=changed(active.shadows)))
     return {"EndpointArn": desk.arns.endpoint(endpoint.desired.name)}
 
 
@@ -90,7 +95,9 @@ def _save(desk: Desk, endpoint: Endpoint, desired: DesiredEndpoint) -> None:
 def _resolved(desk: Desk, config: Definition) -> Deployment:
     """The configuration with its models looked up, so that neither needs to exist from here on."""
     variants = tuple(_resolved_variant(desk, variant) for variant in config.params["ProductionVariants"])
-    return Deployment(DeploymentId(secrets.token_hex(8)), config.name, variants)
+    shadows = tuple(_resolved_variant(desk, variant) for variant in config.params.get("ShadowProductionVariants", []))
+    settings = {name: config.params[name] for name in _REPEATED if name in config.params}
+    return Deployment(DeploymentId(secrets.token_hex(8)), config.name, variants, shadows, settings)
 
 
 def _resolved_variant(desk: Desk, variant: Params) -> Variant:
@@ -108,8 +115,8 @@ def _resolved_variant(desk: Desk, variant: Params) -> Variant:
 
 
 def _with_retained(target: Deployment, active: Deployment, excluded: set[str]) -> Deployment:
-    """RetainAllVariantProperties: counts and weights of variants that go on existing stay as they are."""
-    before = {variant.name: variant for variant in active.variants}
+    """RetainAllVariantProperties: counts and weights of variants that go on existing stay as they are, and so does data capture."""
+    before = {variant.name: variant for variant in active.all_variants}
 
     def retained(variant: Variant) -> Variant:
         old = before.get(variant.name, variant)
@@ -119,7 +126,11 @@ def _with_retained(target: Deployment, active: Deployment, excluded: set[str]) -
             weight=variant.weight if "DesiredWeight" in excluded else old.weight,
         )
 
-    return replace(target, variants=tuple(retained(variant) for variant in target.variants))
+    settings = dict(target.settings)
+    if "DataCaptureConfig" not in excluded and "DataCaptureConfig" in active.settings:
+        settings["DataCaptureConfig"] = active.settings["DataCaptureConfig"]
+    variants, shadows = (tuple(retained(variant) for variant in listed) for listed in (target.variants, target.shadows))
+    return replace(target, variants=variants, shadows=shadows, settings=settings)
 
 
 def _changes(params: Params, active: Deployment) -> Mapping[str, Params]:
@@ -129,7 +140,7 @@ def _changes(params: Params, active: Deployment) -> Mapping[str, Params]:
     for name in changes:
         if names.count(name) > 1:
             raise ValidationFailed(f'The variant name "{name}" was non-unique within the request.')
-    unknown = ", ".join(name for name in changes if name not in {variant.name for variant in active.variants})
+    unknown = ", ".join(name for name in changes if name not in {variant.name for variant in active.all_variants})
     if unknown:
         raise ValidationFailed(f'The variant name(s) "{unknown}" is/are not present within endpoint configuration "{active.config_name}".')
     return changes
@@ -162,18 +173,3 @@ def _instance_count(desired: DesiredEndpoint) -> int:
     if deployment is None or desired.status in {Status.FAILED, Status.DELETING}:
         return 0
     return deployment.instance_count
-
-
-def _deployment_config(params: Params) -> Params | None:
-    config: Params | None = params.get("DeploymentConfig")
-    if config is None:
-        return None
-    policy = config.get("BlueGreenUpdatePolicy", {}).get("TrafficRoutingConfiguration", {}).get("Type", "ALL_AT_ONCE")
-    if policy != "ALL_AT_ONCE" or "RollingUpdatePolicy" in config:
-        raise ValidationFailed("DeploymentConfig: flatshare updates blue/green, ALL_AT_ONCE. Choose that, or leave DeploymentConfig out.")
-    if "AutoRollbackConfiguration" in config:
-        raise ValidationFailed(
-            "DeploymentConfig.AutoRollbackConfiguration is not supported by flatshare: no alarms are watched, "
-            "though an update whose instances do not start is rolled back. Leave it out."
-        )
-    return config

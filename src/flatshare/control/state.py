@@ -198,5 +198,9 @@ def _endpoint(row: Any) -> Endpoint:
 def _deployment(data: Any) -> Deployment | None:
     if data is None:
         return None
-    variants = tuple(Variant(**variant | {"name": VariantName(variant["name"])}) for variant in data["variants"])
-    return Deployment(DeploymentId(data["id"]), data["config_name"], variants)
+    variants, shadows = (_variants(data.get(key, [])) for key in ("variants", "shadows"))
+    return Deployment(DeploymentId(data["id"]), data["config_name"], variants, shadows, data.get("settings", {}))
+
+
+def _variants(listed: list[dict[str, Any]]) -> tuple[Variant, ...]:
+    return tuple(Variant(**variant | {"name": VariantName(variant["name"])}) for variant in listed)

@@ -5,6 +5,13 @@
     │  ├─ BodyTooLarge
     │  ├─ ValidationFailed      a control call breaks a rule of the API
     │  └─ UnknownOperation      no such call is served here
+    ├─ Unauthenticated          nobody knows who calls
+    │  ├─ MissingCredentials    the request does not say
+    │  ├─ IncompleteSignature   what says so cannot be read
+    │  ├─ UnknownKey            no such access key, or it was revoked
+    │  ├─ SignatureMismatch     altered on the way, another secret, another region
+    │  └─ RequestExpired        signed too long ago, or seen before
+    ├─ AccessDenied             the caller is known, and may not do that
     ├─ UnknownEndpoint · UnknownVariant · UnknownTarget · NotResident · AlreadyLoaded
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
@@ -44,6 +51,34 @@ class ValidationFailed(BadInput):
 
 class UnknownOperation(BadInput):
     """No such operation is served here."""
+
+
+class Unauthenticated(FlatshareError):
+    """The request does not prove who sent it."""
+
+
+class MissingCredentials(Unauthenticated):
+    """Neither a signature nor a token."""
+
+
+class IncompleteSignature(Unauthenticated):
+    """A signature or a token that cannot be read, or does not cover what it must."""
+
+
+class UnknownKey(Unauthenticated):
+    """No such access key, or it was revoked."""
+
+
+class SignatureMismatch(Unauthenticated):
+    """The signature is not that of this request by this key."""
+
+
+class RequestExpired(Unauthenticated):
+    """Signed too long ago, or too far in the future, or used before."""
+
+
+class AccessDenied(FlatshareError):
+    """The caller is known, and none of its grants allows what it asks."""
 
 
 class UnknownEndpoint(FlatshareError):

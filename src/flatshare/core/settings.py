@@ -22,6 +22,18 @@ class GatewaySettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SecuritySettings:
+    """Who may call, and where it is written down."""
+
+    auth: str = "none"
+    """none · sigv4 · bearer"""
+    keys_file: Path = Path("keys.json")
+    audit_dir: Path = Path("audit")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ControlSettings:
     """Desired state, and the account that the ARNs name."""
 

@@ -1,8 +1,16 @@
 """What a model is, once imported: a graph, a tokenizer and tensors, each by digest."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from flatshare.core.ids import Digest, ModelDigest, TensorDigest
+from flatshare.core.signature import Task
+
+Activation = Literal["softmax", "sigmoid", "identity"]
+"""How logits become scores."""
+TOKENS_PER_RUN = 512
+"""Texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class ModelManifest:
     max_tokens: int
     """Longer texts are truncated to this many tokens, special tokens included, and the answer says so."""
     width: int
-    """Length of an embedding."""
+    """Length of an embedding; a graph that gives more is cut to it (Matryoshka)."""
     is_lowercased: bool
     workspace_bytes: int
     """Private memory of one run of `max_tokens` tokens, an upper estimate from the architecture's sizes."""
@@ -58,6 +66,17 @@ class ModelManifest:
     """What the importer did that its owner should know: widened types, defaults taken."""
     backend: str = "mapped"
     """The engine that runs it, by its name in `instance/backends/engines.py`."""
+    task: Task = Task.EMBEDDING
+    vocabulary: int = 2**31
+    """Token ids are below this."""
+    labels: tuple[str, ...] = ()
+    activation: Activation = "identity"
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Texts that a caller may have put before its own, by name."""
+    default_prompt: str | None = None
+    """The name of the one that is put there if nobody says."""
+    is_normalized: bool = False
+    """Whether embeddings have length 1, cut ones too."""
     generation: GenerationSpec | None = None
 
     @property

@@ -29,6 +29,8 @@ class EndpointRoute:
     name: EndpointName
     is_multi_model: bool
     variants: tuple[VariantRoute, ...]
+    shadows: tuple[VariantRoute, ...] = ()
+    """Variants that get copies of requests; their answers are compared and dropped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,71 +1,127 @@
-"""Step 1 of a request's path: the front door. One port for the runtime, the control plane, metrics and health."""
+"""Step 1 of a request's path: the front door. One port for the runtime, the control plane, metrics and health.
+
+Whoever comes in gets a request id, which every answer and every line of the logs carries, and is asked who it is; only /ping is open.
+"""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import orjson
+from structlog.contextvars import bind_contextvars
 
+from flatshare.core.access import Ask
 from flatshare.core.errors import BadInput, FlatshareError
-from flatshare.gateway.invoke import Invoker
+from flatshare.gateway.invoke import Invoker, request_ids
 from flatshare.gateway.status import FleetStatus
+from flatshare.security.entry import Entry
+from flatshare.security.guard import Road
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
-from flatshare.wire import sagemaker
-from flatshare.wire.http import Handler, Reply, Request
+from flatshare.wire import asks, aws_json, sagemaker
+from flatshare.wire.faults import control_fault
+from flatshare.wire.http import REQUEST_ID, Handler, Reply, Request
 
 log = get_logger("gateway")
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_RUNTIME = Road()
+_CHANGE = Road(is_mutation=True)
+_OURS = Road(is_aws=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    """A path of our own, and what one must be allowed to do to see it; None: nothing."""
+
+    answer: Callable[[], Awaitable[Reply]]
+    action: str | None
 
 
 class FrontDoor:
     """Decides by path and target header who answers. `control` is the control plane's handler."""
 
-    def __init__(self, invoker: Invoker, control: Handler, status: FleetStatus, metrics: GatewayMetrics) -> None:
+    def __init__(self, invoker: Invoker, control: Handler, status: FleetStatus, metrics: GatewayMetrics, entry: Entry) -> None:
         self._invoker = invoker
         self._control = control
         self._status = status
         self._metrics = metrics
-        self._fixed: dict[str, Callable[[], Awaitable[Reply]]] = {
-            "/ping": self._ping,
-            "/metrics": self._render_metrics,
-            "/flatshare/status": self._render_status,
+        self._entry = entry
+        self._request_ids = request_ids()
+        self._fixed = {
+            "/ping": _Fixed(self._ping, None),
+            "/metrics": _Fixed(self._render_metrics, "flatshare:GetMetrics"),
+            "/flatshare/status": _Fixed(self._render_status, "flatshare:GetStatus"),
         }
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer, also when there is a bug."""
+        request.id = next(self._request_ids)
+        bind_contextvars(request_id=request.id)
         try:
-            return await self._route(request)
+            reply = await self._route(request)
         except FlatshareError as error:
-            return sagemaker.error_reply(error, "-")
+            reply = _refusal(request, error)
         except Exception:
             log.exception("request_failed", path=request.path)
-            return Reply(
+            reply = Reply(
                 500,
-                orjson.dumps({"Message": "an internal error, see the server's log"}),
+                orjson.dumps({"Message": f"an internal error: look for request {request.id} in the server's log"}),
                 headers=[(b"x-amzn-errortype", b"InternalFailure")],
             )
+        return self._stamped(reply, request)
 
     async def _route(self, request: Request) -> Reply:
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
+            self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
             return await self._invoker.invoke(invocation)
         if request.method == "POST" and request.path == "/":
-            return await self._control(request)
-        if request.method == "GET" and request.path in self._fixed:
-            return await self._fixed[request.path]()
-        return _not_served(request)
+            return await self._control_call(request)
+        fixed = self._fixed.get(request.path) if request.method == "GET" else None
+        if fixed is None:
+            return _not_served(request)
+        if fixed.action is not None:
+            self._entry.admit(request, _OURS, Ask(fixed.action))
+        return await fixed.answer()
+
+    async def _control_call(self, request: Request) -> Reply:
+        ask, is_mutation = asks.of_control_call(request), asks.is_mutation(request)
+        principal = self._entry.admit(request, _CHANGE if is_mutation else _RUNTIME, ask)
+        reply = await self._control(request)
+        if is_mutation:
+            self._entry.record(request, principal, ask, reply)
+        return reply
+
+    def _stamped(self, reply: Reply, request: Request) -> Reply:
+        """With the request's id, and counted if it is an error."""
+        has_id = False
+        for name, value in reply.headers:
+            if name == b"x-amzn-errortype":
+                self._metrics.failed(value.decode())
+            has_id = has_id or name == REQUEST_ID
+        if not has_id:
+            reply.headers.append((REQUEST_ID, request.id.encode()))
+        return reply
 
     async def _ping(self) -> Reply:
         return Reply(200, b'{"status":"ok"}')
 
     async def _render_metrics(self) -> Reply:
-        return Reply(200, self._metrics.render(await self._status.readings()), _METRICS_TYPE)
+        return Reply(200, self._metrics.render(await self._status.readings(), self._status.endpoints()), _METRICS_TYPE)
 
     async def _render_status(self) -> Reply:
-        return Reply(200, orjson.dumps({"instances": await self._status.gather()}))
+        return Reply(200, orjson.dumps(await self._status.report()))
+
+
+def _refusal(request: Request, error: FlatshareError) -> Reply:
+    """In the form of the road that was taken."""
+    if request.method == "POST" and request.path == "/":
+        fault = control_fault(error)
+        return aws_json.error_reply(fault.status, fault.code, str(error), request_id=request.id)
+    return sagemaker.error_reply(error, request.id)
 
 
 def _not_served(request: Request) -> Reply:
     error = BadInput(f"{request.method} {request.path} is not served here: see /ping, /metrics, /flatshare/status and the SageMaker API")
-    reply = sagemaker.error_reply(error, "-")
+    reply = sagemaker.error_reply(error, request.id)
     reply.status = 404
     return reply

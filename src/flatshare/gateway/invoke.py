@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import count
 from uuid import uuid4
 
@@ -11,37 +11,42 @@ from flatshare.client.instance import InstanceClient
 from flatshare.core import errors
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
-from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, model_key
+from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import VariantRoute
-from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.routes import RouteTable, model_address
+from flatshare.gateway.shadow import Answered, Shadows
 from flatshare.telemetry.log import get_logger
-from flatshare.telemetry.metrics import GatewayMetrics
+from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
 from flatshare.wire import container, sagemaker
-from flatshare.wire.http import Reply, require_body_within
+from flatshare.wire.http import REQUEST_ID, Reply, require_body_within
 from flatshare.wire.sagemaker import Invocation, LogPlace
 
 log = get_logger("gateway")
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
-_KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.MODEL_MS, b"x-amzn-sagemaker-custom-attributes"}
+_PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
+_KEPT = {container.MODEL_DIGEST, *_PHASES, *sagemaker.RETURNED}
+_COPIED = {200, 424}  # a model has answered, be it with an error of its own
 
 
 class Invoker:
     """The journey of one InvokeEndpoint call through the gateway."""
 
-    def __init__(self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, *, region: str, account: str) -> None:
+    def __init__(
+        self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, shadows: Shadows, *, region: str, account: str
+    ) -> None:
         self._settings = settings
         self._routes = routes
         self._metrics = metrics
+        self._shadows = shadows
         self._region = region
         self._account = account
         self._in_flight = 0
-        self._request_ids = request_ids()
         metrics.in_flight.set_function(lambda: self._in_flight)
 
     async def invoke(self, call: Invocation) -> Reply:
         """Always a reply: what went wrong becomes the contract's error."""
-        started_s, request_id = time.monotonic(), next(self._request_ids)
+        started_s, request_id = time.monotonic(), call.request.id
         self._in_flight += 1
         try:
             reply = await self._journey(call, request_id)
@@ -57,8 +62,9 @@ class Invoker:
             raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
         require_body_within(call.request, self._settings.max_body_bytes)
         self._routes.endpoint(call.endpoint)
+        sagemaker.refuse_foreign_headers(call)
         if call.target is None:
-            raise sagemaker.missing_target()
+            raise sagemaker.missing_target(request_id)
         answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
         return self._as_reply(answer, call.endpoint, variant, request_id)
 
@@ -67,7 +73,7 @@ class Invoker:
         tried = frozenset[InstanceId]()
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
-            source, key = _address(variant.prefix, target)
+            source, key = model_address(variant.prefix, target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
@@ -83,7 +89,7 @@ class Invoker:
                     tried = frozenset({upstream.id})
 
     async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
-        headers = call.forwarded_headers + container.source_headers(source)
+        headers = [*call.forwarded_headers, *container.source_headers(source), (REQUEST_ID, call.request.id.encode())]
         try:
             path = f"/models/{key}/invoke"
             return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
@@ -107,7 +113,7 @@ class Invoker:
         answer.headers = [
             *kept,
             (b"x-amzn-invoked-production-variant", variant.name.encode()),
-            (b"x-amzn-requestid", request_id.encode()),
+            (REQUEST_ID, request_id.encode()),
         ]
         return answer
 
@@ -123,16 +129,11 @@ class Invoker:
         return sagemaker.error_reply(error, request_id)
 
     def _settle(self, call: Invocation, reply: Reply, took_s: float) -> None:
-        known = call.endpoint if call.endpoint in self._routes.endpoints else "unknown"
-        cold_ms = next((float(value) for key, value in reply.headers if key == container.COLD_START_MS), None)
-        self._metrics.answered(known, reply.status, took_s, None if cold_ms is None else cold_ms / 1e3)
-
-
-@lru_cache(maxsize=16_384)
-def _address(prefix: str, target: TargetModel) -> tuple[ModelSource, ModelKey]:
-    """Where the model lies, and its key. Hashing each time would cost more than the rest of the gateway's routing."""
-    uri = sagemaker.artifact_uri(prefix, target)
-    return ModelSource(uri, prefix), model_key(uri)
+        known = call.endpoint if call.endpoint in self._routes.endpoints else UNKNOWN
+        phases = {_PHASES[name]: float(value) / 1e3 for name, value in reply.headers if name in _PHASES}
+        self._metrics.answered(known, reply.status, took_s, phases)
+        if call.target is not None and reply.status in _COPIED:
+            self._shadows.copy(Answered(call, call.target, reply, took_s))
 
 
 def request_ids() -> Iterator[str]:

@@ -1,13 +1,16 @@
 """Step 3 of a request's path: which endpoints answer, through which instances, and the connections to them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flatshare.client.instance import InstanceClient
+from flatshare.core.call import ModelSource
 from flatshare.core.errors import UnknownEndpoint, UnknownVariant
-from flatshare.core.ids import EndpointName, InstanceId, ModelKey, VariantName
+from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, VariantName, model_key
 from flatshare.core.state import EndpointRoute, Routes, VariantRoute
 from flatshare.policy import route
 from flatshare.policy.route import InstanceLoad
+from flatshare.wire.sagemaker import artifact_uri
 
 
 @dataclass(slots=True)
@@ -36,7 +39,7 @@ class RouteTable:
 
     def replace(self, routes: Routes) -> None:
         """Take over what control published. Instances that have left answer what they were asked, and are asked no more."""
-        addresses = {a.id: a for e in routes.endpoints.values() for v in e.variants for a in v.instances}
+        addresses = {a.id: a for e in routes.endpoints.values() for v in (*e.variants, *e.shadows) for a in v.instances}
         for gone in self._upstreams.keys() - addresses.keys():
             self._upstreams.pop(gone).client.retire()
         for address in addresses.values():
@@ -77,4 +80,11 @@ class RouteTable:
         return self._upstreams[route.choose(model, loads)] if loads else None
 
     def upstreams(self, endpoint: EndpointRoute) -> list[Upstream]:
-        return [self._upstreams[address.id] for variant in endpoint.variants for address in variant.instances]
+        return [self._upstreams[address.id] for variant in (*endpoint.variants, *endpoint.shadows) for address in variant.instances]
+
+
+@lru_cache(maxsize=16_384)
+def model_address(prefix: str, target: TargetModel) -> tuple[ModelSource, ModelKey]:
+    """Where the model lies, and its key. Hashing each time would cost more than the rest of the gateway's routing."""
+    uri = artifact_uri(prefix, target)
+    return ModelSource(uri, prefix), model_key(uri)

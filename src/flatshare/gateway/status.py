@@ -8,6 +8,7 @@ import orjson
 from flatshare.core.errors import InstanceGone
 from flatshare.core.state import EndpointRoute
 from flatshare.gateway.routes import RouteTable, Upstream
+from flatshare.gateway.shadow import Shadows
 from flatshare.telemetry.metrics import InstanceReading
 
 _TIMEOUT_S = 2.0
@@ -16,8 +17,13 @@ _TIMEOUT_S = 2.0
 class FleetStatus:
     """Asks every instance in service."""
 
-    def __init__(self, routes: RouteTable) -> None:
+    def __init__(self, routes: RouteTable, shadows: Shadows) -> None:
         self._routes = routes
+        self._shadows = shadows
+
+    async def report(self) -> dict[str, Any]:
+        """All that `/flatshare/status` says."""
+        return {"instances": await self.gather(), "shadows": self._shadows.report()}
 
     async def gather(self) -> list[dict[str, Any]]:
         """One record per instance; one that does not answer says so under `error`."""
@@ -26,6 +32,10 @@ class FleetStatus:
 
     async def readings(self) -> list[InstanceReading]:
         return [_reading(status) for status in await self.gather() if "balance" in status]
+
+    def endpoints(self) -> set[str]:
+        """Those in service: the only ones that may stand in a label."""
+        return set(self._routes.endpoints)
 
 
 async def _ask(endpoint: EndpointRoute, upstream: Upstream) -> dict[str, Any]:
@@ -45,6 +55,10 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         models=balance["models"],
         anonymous_bytes=balance["measured_anonymous"],
         mapped_bytes=balance["mapped"],
+        anonymous_limit_bytes=balance["anonymous_limit"],
         memory_limit_bytes=balance["memory_limit"],
+        in_flight=status["in_flight"],
+        waiting=status["waiting"],
         decisions=status["decision_counts"],
+        evictions=status["eviction_counts"],
     )

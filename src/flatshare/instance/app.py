@@ -6,6 +6,7 @@ from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
+from structlog.contextvars import bind_contextvars
 
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ModelKey
@@ -16,7 +17,7 @@ from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import container, faults
-from flatshare.wire.http import Reply, Request
+from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
 _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
@@ -41,6 +42,7 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
+        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
@@ -93,8 +95,10 @@ class InstanceApp:
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
             "in_flight": self._workbench.in_flight,
+            "waiting": self._workbench.waiting,
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,
+            "eviction_counts": self._journal.evictions,
         }
         return Reply(200, orjson.dumps(status))

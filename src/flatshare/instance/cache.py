@@ -143,7 +143,7 @@ class ModelCache:
         while entry.leases > 0 or not entry.ready.done():
             await self._wait_for_change()
         if self._entries.get(key) is entry and _is_loaded(entry):
-            await self._remove(key, "unload", "asked for")
+            await self._remove(key, "unload", "asked", "asked for")
 
     async def set_memory(self, memory_bytes: int) -> None:
         """Change the budget; what no longer fits leaves as soon as it is idle.
@@ -242,7 +242,7 @@ class ModelCache:
             return
         entry.checked_s = self._clock.monotonic_s()
         if stored.manifest.digest != before and self._entries.get(key) is entry:
-            self._begin_removal(key, "replace", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
+            self._begin_removal(key, "replace", "replaced", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
 
     def _end_recheck(self, done: asyncio.Task[None]) -> None:
         self._recheck_task = None
@@ -274,7 +274,8 @@ class ModelCache:
                         await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.shrink)
                         continue
                     for victim in filter(self._is_idle, admission.victims):
-                        await self._remove(victim, "evict", f"{purpose}: {admission.reason}")
+                        cause = admission.short_of if key is not None else "shrunk"
+                        await self._remove(victim, "evict", cause, f"{purpose}: {admission.reason}")
                         has_shrunk = False
                     if admission.verdict is Verdict.WAIT:
                         if not self._can_change:
@@ -283,25 +284,25 @@ class ModelCache:
         except TimeoutError as error:
             raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
 
-    async def _remove(self, key: ModelKey, kind: str, reason: str) -> None:
-        await asyncio.shield(self._begin_removal(key, kind, reason))
+    async def _remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
+        await asyncio.shield(self._begin_removal(key, kind, cause, reason))
 
-    def _begin_removal(self, key: ModelKey, kind: str, reason: str) -> asyncio.Task[None]:
+    def _begin_removal(self, key: ModelKey, kind: str, cause: str, reason: str) -> asyncio.Task[None]:
         """Out of the table at once, out of the books when the memory is given back."""
         entry = self._entries.pop(key)
-        departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, reason))
+        departure = asyncio.get_running_loop().create_task(self._depart(key, entry, kind, cause, reason))
         self._departing[key] = departure
         departure.add_done_callback(lambda _: self._departing.pop(key))
         return departure
 
-    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, reason: str) -> None:
+    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, cause: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self._wait_for_change()
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
-        self._note(kind, entry.source.uri, reason, started_s)
+        self._note(kind, entry.source.uri, reason, started_s, cause)
         self._changed.set()
 
     @property
@@ -335,9 +336,9 @@ class ModelCache:
         self._changed.clear()
         await self._changed.wait()
 
-    def _note(self, kind: str, uri: str, reason: str, started_s: float) -> None:
+    def _note(self, kind: str, uri: str, reason: str, started_s: float, cause: str = "") -> None:
         took_ms = 1e3 * (self._clock.monotonic_s() - started_s)
-        self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms))
+        self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms, cause))
         log.info(f"model_{kind}", uri=uri, reason=reason, took_ms=round(took_ms, 1))
 
 

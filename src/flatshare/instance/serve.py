@@ -32,7 +32,7 @@ class Server:
                 signature.require(asked.call)
                 run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop)
                 answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds))
+                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
@@ -47,8 +47,12 @@ class Server:
             self._body_bytes -= size
 
 
-def _timings(lease: Lease, ran_s: float) -> list[tuple[bytes, bytes]]:
-    headers = [(container.MODEL_DIGEST, lease.digest.encode()), (container.MODEL_MS, b"%.3f" % (1e3 * ran_s))]
+def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:
+    headers = [
+        (container.MODEL_DIGEST, lease.digest.encode()),
+        (container.MODEL_MS, b"%.3f" % (1e3 * ran_s)),
+        (container.QUEUE_MS, b"%.3f" % (1e3 * waited_s)),
+    ]
     if lease.cold_start_s is not None:
         headers.append((container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)))
     return headers

@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[T]):
-    """What came of a piece of work, and how long it ran."""
+    """What came of a piece of work, how long it ran, and how long it had waited for a thread."""
 
     result: T
     seconds: float
+    waited_s: float
 
 
 class Workbench:
@@ -30,11 +31,17 @@ class Workbench:
     def __init__(self, workers: int, max_waiting: int) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"engine-{n}", daemon=True) for n in range(workers)]
+        self._workers = workers
         self._most = workers + max_waiting
         self.in_flight = 0
         self._is_closed = False
         for thread in self._threads:
             thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """The queue: what is under way and not yet on a thread."""
+        return max(0, self.in_flight - self._workers)
 
     async def run(self, work: Callable[[], T], stop: threading.Event | None = None) -> Run[T]:
         """Raises Overloaded if too many wait already, and what `work` raises.
@@ -77,7 +84,7 @@ class Workbench:
 class _Job:
     """One piece of work, on its way from the loop to a thread and back."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "done", "has_begun")
+    __slots__ = ("_asked_s", "_is_over", "_loop", "_over", "_stop", "_work", "done", "has_begun")
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class _Job:
         done: "asyncio.Future[Run[Any]]",
         stop: threading.Event | None,
     ) -> None:
+        self._asked_s = time.perf_counter()
         self._work: Callable[[], Any] | None = work
         self._loop = loop
         self._stop = stop
@@ -116,7 +124,7 @@ class _Job:
             return
         started = time.perf_counter()
         try:
-            outcome = Run(work(), time.perf_counter() - started)
+            outcome = Run(work(), time.perf_counter() - started, started - self._asked_s)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
             self._loop.call_soon_threadsafe(self._fail, failure.with_traceback(None))

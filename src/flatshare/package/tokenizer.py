@@ -1,36 +1,34 @@
 """Tokenizers made canonical, so that equal ones share a digest and none cuts or pads by itself."""
 
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import orjson
 from tokenizers import Tokenizer
 
 from flatshare.core.errors import BadPackage
-from flatshare.core.settings import StoreLimits
 
 
-def canonical_tokenizer(path: Path, limits: StoreLimits, *, vocabulary: int, max_tokens: int) -> bytes:
+@lru_cache(maxsize=2)  # a fleet's models share few tokenizers, and building one takes longer than a small import
+def canonical_tokenizer(content: bytes, *, vocabulary: int, max_tokens: int, has_pairs: bool = False) -> bytes:
     """tokenizer.json with its baked-in truncation and padding reset, in one spelling.
 
-    Raises BadPackage if it cannot be read, knows tokens that the word embeddings do not have,
-    or leaves no room for text among `max_tokens`.
+    Raises BadPackage if it cannot be used, knows tokens that the word embeddings do not have,
+    or leaves no room for text (or for two, with `has_pairs`) among `max_tokens`.
     """
-    if path.stat().st_size > limits.max_json_bytes:
-        raise BadPackage(f"tokenizer.json has more than {limits.max_json_bytes} bytes")
     try:
-        fields: Any = orjson.loads(path.read_bytes())
+        fields: Any = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise BadPackage(f"tokenizer.json is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadPackage("tokenizer.json is not a JSON object")
     fields["truncation"] = fields["padding"] = None
     canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    _check(canonical, vocabulary, max_tokens)
+    _check(canonical, vocabulary, max_tokens, is_pair=has_pairs)
     return canonical
 
 
-def _check(canonical: bytes, vocabulary: int, max_tokens: int) -> None:
+def _check(canonical: bytes, vocabulary: int, max_tokens: int, *, is_pair: bool) -> None:
     try:
         tokenizer = Tokenizer.from_str(canonical.decode())
     except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
@@ -40,6 +38,6 @@ def _check(canonical: bytes, vocabulary: int, max_tokens: int) -> None:
         raise BadPackage(
             f"tokenizer.json has token {highest}, the word embeddings have {vocabulary} rows: tokenizer and weights do not belong together"
         )
-    special = tokenizer.num_special_tokens_to_add(is_pair=False)
-    if special >= max_tokens:
+    special = tokenizer.num_special_tokens_to_add(is_pair=is_pair)
+    if special + is_pair >= max_tokens:
         raise BadPackage(f"tokenizer.json adds {special} special tokens, the model takes {max_tokens} tokens: that leaves none for text")

@@ -1,4 +1,4 @@
-"""Safetensors files: a header checked to the byte, and float32 views of one read-only map.
+"""Safetensors files, one of a checkpoint's kinds of weights: a header checked to the byte, and float32 views of one read-only map.
 
 Format: 8 bytes little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets}}, then the data, which the
 offsets must cover without holes or overlaps. A file that lies about any of it is refused before a tensor is looked at.
@@ -76,17 +76,19 @@ class WeightsFile:
         elif entry.dtype == "BF16":  # the upper half of a float32
             values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
         elif entry.dtype in FLOATS:
-            values = self._narrowed(entry, raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]))
+            values = narrowed(entry, raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]), self._name)
         else:
             raise BadPackage(f"tensor '{entry.name}' in {self._name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")
         return values.reshape(entry.shape)
 
-    def _narrowed(self, entry: WeightEntry, values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        try:
-            with np.errstate(over="raise"):
-                return values.astype("<f4")
-        except FloatingPointError as error:
-            raise BadPackage(f"tensor '{entry.name}' in {self._name} has values that float32 cannot hold: save it as F32") from error
+
+def narrowed(entry: WeightEntry, values: NDArray[np.floating[Any]], file_name: str) -> NDArray[np.float32]:
+    """As float32. Raises BadPackage for values that it cannot hold."""
+    try:
+        with np.errstate(over="raise"):
+            return values.astype("<f4", copy=False)
+    except FloatingPointError as error:
+        raise BadPackage(f"tensor '{entry.name}' in {file_name} has values that float32 cannot hold: save it as F32") from error
 
 
 def _read_entries(file_name: str, header: bytes, data_bytes: int) -> list[WeightEntry]:

@@ -50,6 +50,8 @@ class Admission:
     verdict: Verdict
     victims: tuple[ModelKey, ...]
     reason: str
+    short_of: str = ""
+    """The ledger that lacks room: anonymous, which is hard, before mapped."""
 
 
 def decide(view: MemoryView, need: Need) -> Admission:
@@ -67,7 +69,7 @@ def decide(view: MemoryView, need: Need) -> Admission:
     lack = f"lacked {format_size(max(0, shortage.total_bytes))} in all, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
     if victims is None:
         return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use")
-    return Admission(Verdict.EVICT_FIRST, victims, lack)
+    return Admission(Verdict.EVICT_FIRST, victims, lack, "anonymous" if shortage.anonymous_bytes > 0 else "mapped")
 
 
 def shortage_after(view: MemoryView, anonymous_bytes: int, mapped_bytes: int) -> Shortage:

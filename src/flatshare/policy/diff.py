@@ -1,7 +1,7 @@
 """What to do so that the instances that run become those that are wanted: the reconciler's decision.
 
     CreateEndpoint  Creating ──ready──► InService            ──start failed──► Failed
-    UpdateEndpoint  Updating ──ready──► InService (target)   ──start failed──► InService (as before, with the reason)
+    UpdateEndpoint  Updating ──ready──► InService (target)   ──start failed──► RollingBack ──► InService (as before, with the reason)
     restart         Updating ──ready──► InService            ──start failed──► OutOfService ──ready──► InService
                     (OutOfService may be updated and deleted, which Updating may not: no endpoint is ever stuck)
     DeleteEndpoint  Deleting ──no instance left──► gone
@@ -10,10 +10,11 @@ An endpoint runs its `active` deployment and, while it changes, its `target` too
 of its own, so all of its instances are new (blue/green); a change of weights or counts keeps the id, hence the instances.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
-from typing import NewType
+from typing import Any, NewType
 
 from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
@@ -28,6 +29,7 @@ class Status(StrEnum):
 
     CREATING = "Creating"
     UPDATING = "Updating"
+    ROLLING_BACK = "RollingBack"
     IN_SERVICE = "InService"
     OUT_OF_SERVICE = "OutOfService"
     DELETING = "Deleting"
@@ -36,7 +38,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One production variant, resolved: what its configuration and its model said when it was deployed."""
+    """One production or shadow variant, resolved: what its configuration and its model said when it was deployed."""
 
     name: VariantName
     count: int
@@ -53,10 +55,18 @@ class Deployment:
     id: DeploymentId
     config_name: str
     variants: tuple[Variant, ...]
+    shadows: tuple[Variant, ...] = ()
+    """They get copies of requests, and nobody hears their answers."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What DescribeEndpoint repeats of the configuration, which may have been deleted by then."""
+
+    @property
+    def all_variants(self) -> tuple[Variant, ...]:
+        return self.variants + self.shadows
 
     @property
     def instance_count(self) -> int:
-        return sum(variant.count for variant in self.variants)
+        return sum(variant.count for variant in self.all_variants)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,8 @@ class Observed:
 
 class Verdict(Enum):
     SETTLED = "everything wanted answers: InService"
-    ROLLED_BACK = "the change failed: InService as before"
+    ROLLING_BACK = "the change failed: what was started for it is stopped"
+    ROLLED_BACK = "the change is undone: InService as before"
     NEVER_STARTED = "nothing to fall back to: Failed"
     OUT_OF_SERVICE = "its instances cannot be brought back yet"
     GONE = "deleted, and its last instance has stopped"
@@ -177,8 +188,10 @@ def judged(endpoint: DesiredEndpoint, verdict: Verdict) -> DesiredEndpoint | Non
     match verdict:
         case Verdict.SETTLED:
             return replace(endpoint, status=Status.IN_SERVICE, active=endpoint.target or endpoint.active, target=None)
+        case Verdict.ROLLING_BACK:
+            return replace(endpoint, status=Status.ROLLING_BACK, target=None)
         case Verdict.ROLLED_BACK:
-            return replace(endpoint, status=Status.IN_SERVICE, target=None)
+            return replace(endpoint, status=Status.IN_SERVICE)
         case Verdict.NEVER_STARTED:
             return replace(endpoint, status=Status.FAILED)
         case Verdict.OUT_OF_SERVICE:
@@ -193,7 +206,7 @@ def wanted_counts(endpoint: DesiredEndpoint) -> Mapping[Slot, int]:
         return {}
     counts: dict[Slot, int] = {}
     for deployment in filter(None, (endpoint.active, endpoint.target)):
-        for variant in deployment.variants:
+        for variant in deployment.all_variants:
             slot = Slot(endpoint.name, deployment.id, variant.name)
             counts[slot] = max(counts.get(slot, 0), variant.count)
     return counts
@@ -211,6 +224,8 @@ def _mark(endpoint: DesiredEndpoint, observed: Observed) -> Mark | None:
     if endpoint.status is Status.DELETING:
         has_instances = any(instance.slot.endpoint == endpoint.name for instance in observed.instances)
         verdict = None if has_instances else Verdict.GONE
+    elif endpoint.status is Status.ROLLING_BACK:
+        verdict = None if _has_surplus(endpoint, observed) else Verdict.ROLLED_BACK
     elif endpoint.status in {Status.CREATING, Status.UPDATING, Status.OUT_OF_SERVICE}:
         aim = endpoint.target or endpoint.active
         assert aim is not None, f"{endpoint.name} is {endpoint.status} towards nothing. This is a bug."
@@ -225,7 +240,7 @@ def _verdict_on_failure(endpoint: DesiredEndpoint, observed: Observed) -> Verdic
         return Verdict.NEVER_STARTED
     is_serving = any(_ready(observed, Slot(endpoint.name, active.id, variant.name)) for variant in active.variants)
     if endpoint.target is not None and is_serving:
-        return Verdict.ROLLED_BACK
+        return Verdict.ROLLING_BACK
     return Verdict.OUT_OF_SERVICE if endpoint.status is Status.UPDATING else None
 
 
@@ -240,7 +255,14 @@ def _start_failure(endpoint: DesiredEndpoint, aim: Deployment, observed: Observe
 
 
 def _is_ready(endpoint: DesiredEndpoint, aim: Deployment, observed: Observed) -> bool:
-    return all(len(_ready(observed, Slot(endpoint.name, aim.id, variant.name))) >= variant.count for variant in aim.variants)
+    return all(len(_ready(observed, Slot(endpoint.name, aim.id, variant.name))) >= variant.count for variant in aim.all_variants)
+
+
+def _has_surplus(endpoint: DesiredEndpoint, observed: Observed) -> bool:
+    """Whether something of a change that failed is still there, be it on its way out."""
+    wanted = wanted_counts(endpoint)
+    present = Counter(instance.slot for instance in observed.instances if instance.slot.endpoint == endpoint.name)
+    return any(count > wanted.get(slot, 0) for slot, count in present.items())
 
 
 def _kept(endpoint: DesiredEndpoint, verdicts: Mapping[EndpointName, Verdict]) -> DesiredEndpoint | None:
@@ -273,22 +295,22 @@ def _ready(observed: Observed, slot: Slot) -> list[ObservedInstance]:
 
 def _routes(after: tuple[DesiredEndpoint, ...], observed: Observed, *, excluded: frozenset[InstanceId]) -> Routes:
     """Every endpoint with an active deployment, even while none of its instances answers: it exists all the same."""
-    served = {Status.IN_SERVICE, Status.UPDATING, Status.OUT_OF_SERVICE}
-    return Routes({e.name: _route(e, e.active, observed, excluded) for e in after if e.active and e.status in served})
+    served = {Status.IN_SERVICE, Status.UPDATING, Status.ROLLING_BACK, Status.OUT_OF_SERVICE}
+    addresses = _addresses(observed, excluded)
+    return Routes({e.name: _route(e.name, e.active, addresses) for e in after if e.active and e.status in served})
 
 
-def _route(endpoint: DesiredEndpoint, active: Deployment, observed: Observed, excluded: frozenset[InstanceId]) -> EndpointRoute:
-    variants = tuple(
-        VariantRoute(
-            name=variant.name,
-            weight=variant.weight,
-            prefix=variant.prefix,
-            instances=tuple(
-                InstanceAddress(instance.id, instance.socket_path)
-                for instance in _ready(observed, Slot(endpoint.name, active.id, variant.name))
-                if instance.id not in excluded
-            ),
-        )
-        for variant in active.variants
-    )
-    return EndpointRoute(endpoint.name, is_multi_model=True, variants=variants)
+def _addresses(observed: Observed, excluded: frozenset[InstanceId]) -> Mapping[Slot, tuple[InstanceAddress, ...]]:
+    """Where each slot's instances answer."""
+    found: dict[Slot, tuple[InstanceAddress, ...]] = {}
+    for instance in observed.instances:
+        if instance.phase is Phase.READY and instance.id not in excluded:
+            found[instance.slot] = (*found.get(instance.slot, ()), InstanceAddress(instance.id, instance.socket_path))
+    return found
+
+
+def _route(name: EndpointName, active: Deployment, addresses: Mapping[Slot, tuple[InstanceAddress, ...]]) -> EndpointRoute:
+    def routed(variants: tuple[Variant, ...]) -> tuple[VariantRoute, ...]:
+        return tuple(VariantRoute(v.name, v.weight, v.prefix, addresses.get(Slot(name, active.id, v.name), ())) for v in variants)
+
+    return EndpointRoute(name, is_multi_model=True, variants=routed(active.variants), shadows=routed(active.shadows))

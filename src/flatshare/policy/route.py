@@ -42,5 +42,10 @@ def pick_weighted(weights: Sequence[float], point: float) -> int:
     return max(index for index, weight in enumerate(weights) if weight > 0)
 
 
+def is_copied(production_weight: float, shadow_weight: float, point: float) -> bool:
+    """Whether the request drawn at `point` in [0, 1) goes to the shadow too: of production's, the share that the weights' ratio says."""
+    return point * production_weight < shadow_weight
+
+
 def _weight(model: ModelKey, instance: InstanceId) -> bytes:
     return blake2b(f"{model}@{instance}".encode(), digest_size=8).digest()

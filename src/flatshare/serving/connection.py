@@ -2,7 +2,8 @@
 
 Why not an ASGI server: every stage that a request passes is cold, since the engine has just streamed 40 MB of weights through the
 caches, and costs in proportion to the code that it touches (docs/decisions/0004-own-doors.md). And what a caller can make large or
-slow is bounded here: the size of headers and body, the time to send them, the time to read the answer.
+slow is bounded here: the number and size of headers, the size of bodies, one by one and all together, how many requests wait, the
+time to send them, the time to read the answer.
 """
 
 import asyncio
@@ -18,7 +19,14 @@ from flatshare.wire.http import TOO_LARGE, Handler, Reply, Request
 
 log = get_logger("http")
 _ONE_READ = 262_144  # what one read may bring along of the body, or of the next request
-_REASONS = {200: b"OK", 400: b"Bad Request", 404: b"Not Found", 500: b"Internal Server Error", 503: b"Service Unavailable"}
+_REASONS = {
+    200: b"OK",
+    400: b"Bad Request",
+    403: b"Forbidden",
+    404: b"Not Found",
+    500: b"Internal Server Error",
+    503: b"Service Unavailable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,9 @@ class Bounds:
 
     max_body_bytes: int
     max_header_bytes: int = 65_536
+    max_headers: int = 128
+    max_pipelined: int = 64
+    """Requests that arrived before the one under way was answered."""
     receive_s: float = 30.0
     """From a request's first byte to its last."""
     send_s: float = 60.0
@@ -50,6 +61,9 @@ class Registry(Protocol):
 
     def closed(self, connection: "Connection") -> None: ...
 
+    def can_hold(self, more_bytes: int) -> bool:
+        """Whether all bodies together may grow by so much; counted if so, and to be given back with a negative number."""
+
 
 class Connection(asyncio.Protocol):
     """States: idle → receiving → handling → (sending) → idle. `since_s` is when the present one began."""
@@ -70,6 +84,8 @@ class Connection(asyncio.Protocol):
         self._is_in_head = True
         self._head_bytes = 0
         self._is_paused = False
+        self._held_bytes = 0
+        self.peer = ""
         self.since_s = self._loop.time()
         self._begin()
 
@@ -103,11 +119,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
+        name = transport.get_extra_info("peername")
+        self.peer = str(name[0]) if isinstance(name, tuple) else ""  # a Unix socket's callers have no address
         self._registry.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
         """A caller who goes away frees its place."""
         self._registry.closed(self)
+        self._let_go(self._held_bytes)
         self._is_writable.set()
         if self._handling is not None:
             self._handling.cancel()
@@ -154,6 +173,10 @@ class Connection(asyncio.Protocol):
             return  # trailers are not headers
         name = name.lower()
         self._count_header_bytes(len(name) + len(value))
+        self._header_count += 1
+        if self._header_count > self._bounds.max_headers:
+            self._refuse(431, b"too many headers")
+            raise _Refused
         self._headers[name] = self._headers[name] + b"," + value if name in self._headers else value
 
     def on_headers_complete(self) -> None:
@@ -166,8 +189,13 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
         if self._body_bytes <= self._bounds.max_body_bytes:
+            if not self._registry.can_hold(len(body)):
+                self._refuse(503, b"the server holds as many bytes of requests as it may: call again later")
+                raise _Refused
+            self._held_bytes += len(body)
             self._body.append(body)
         elif self._body_bytes <= 4 * self._bounds.max_body_bytes:
+            self._let_go(sum(map(len, self._body)))
             self._body.clear()  # go on reading, so that the caller hears the answer, but keep nothing
         else:
             self._refuse(413, b"the body is far beyond the limit")
@@ -180,6 +208,8 @@ class Connection(asyncio.Protocol):
         arrival = _Arrival(self._request(), is_kept=self._parser.should_keep_alive())
         if self._handling is not None:
             self._arrived.append(arrival)
+            if len(self._arrived) > self._bounds.max_pipelined:
+                self.abort()  # an answer in between would be taken for that to the first of them
             return
         self._handling = self._loop.create_task(self._answer(arrival))
         self._handling.add_done_callback(self._settle)
@@ -191,18 +221,21 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._header_bytes = 0
+        self._header_count = 0
         self._body_bytes = 0
 
     def _request(self) -> Request:
         path, _, query = self._url.partition(b"?")
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         decoded = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("latin-1")
-        return Request(self._parser.get_method().decode(), decoded, self._headers, body, query)
+        return Request(self._parser.get_method().decode(), decoded, self._headers, body, query, path, self.peer)
 
     async def _answer(self, arrival: _Arrival | None) -> None:
         """Answer a request, and those that arrived meanwhile, in order."""
         while arrival is not None:
+            held_bytes = len(arrival.request.body)
             reply = await self._handler(arrival.request)
+            self._let_go(held_bytes)
             closes = self._closes_after_reply or not arrival.is_kept
             self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
             if reply.afterwards is not None:
@@ -214,6 +247,11 @@ class Connection(asyncio.Protocol):
                 return
             arrival = self._arrived.popleft() if self._arrived else None
         self._rest()  # at once: whoever reads our answer may send the next request before this task counts as done
+
+    def _let_go(self, count: int) -> None:
+        """Bytes of bodies that are no longer held."""
+        self._held_bytes -= count
+        self._registry.can_hold(-count)
 
     def _rest(self) -> None:
         """Back to idle."""
@@ -252,8 +290,8 @@ class Connection(asyncio.Protocol):
         self._header_bytes += count
         if self._header_bytes > self._bounds.max_header_bytes:
             self._refuse(431, b"the headers are too large")
-            raise _HeadersTooLarge
+            raise _Refused
 
 
-class _HeadersTooLarge(Exception):
-    """Ends the parsing; httptools passes it on as a parser error."""
+class _Refused(Exception):
+    """Ends the parsing, so that nothing half read is taken for a request; httptools passes it on as a parser error."""

@@ -8,8 +8,12 @@ import asyncio
 import gc
 import signal
 import socket
+import ssl
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from flatshare.core.sizes import MIB
 from flatshare.serving.connection import Bounds, Connection
 from flatshare.telemetry.log import get_logger
 from flatshare.wire.http import Handler
@@ -17,25 +21,42 @@ from flatshare.wire.http import Handler
 log = get_logger("http")
 _SWEEP_S = 1.0
 _BACKLOG = 1024
+_HANDSHAKE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """What all callers may take together, and one address of them."""
+
+    connections: int = 4096
+    connections_per_peer: int = 1024
+    """So that no one address takes all; a proxy before us is one address."""
+    body_bytes: int = 256 * MIB
+    """Of requests that are being received or answered."""
 
 
 class HandlerServer:
     """Serves one handler. Made, run and stopped on one event loop."""
 
-    def __init__(self, handler: Handler, bounds: Bounds, *, drain_s: float, max_connections: int = 4096) -> None:
+    def __init__(self, handler: Handler, bounds: Bounds, *, drain_s: float, most: "Most | None" = None) -> None:
         self._handler = handler
         self._bounds = bounds
         self._drain_s = drain_s
-        self._max_connections = max_connections
+        self._most = most or Most()
+        self._peers: Counter[str] = Counter()
+        self._held_bytes = 0
         self._connections: set[Connection] = set()
         self._told_to_stop = asyncio.Event()
         self._emptied = asyncio.Event()
         self._listener: asyncio.Server | None = None
 
-    async def listen_on_port(self, host: str, port: int) -> int:
+    async def listen_on_port(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
         """Take the port; the port that it became. Who connects waits until `run`. Raises OSError if the port is in use."""
         taken = await asyncio.to_thread(_listening_socket, host, port)
-        self._listener = await asyncio.get_running_loop().create_server(self._connection, sock=taken, start_serving=False, backlog=_BACKLOG)
+        handshake_s = None if tls is None else _HANDSHAKE_S
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._connection, sock=taken, start_serving=False, backlog=_BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+        )
         return int(taken.getsockname()[1])
 
     async def listen_on_socket(self, path: str) -> None:
@@ -59,14 +80,27 @@ class HandlerServer:
 
     def opened(self, connection: Connection) -> None:
         self._connections.add(connection)
-        if len(self._connections) > self._max_connections:
-            log.warning("too_many_connections", limit=self._max_connections)
+        self._peers[connection.peer] += 1
+        if len(self._connections) > self._most.connections:
+            log.warning("too_many_connections", limit=self._most.connections)
+            connection.abort()
+        elif connection.peer and self._peers[connection.peer] > self._most.connections_per_peer:
+            log.warning("too_many_connections", limit=self._most.connections_per_peer, peer=connection.peer)
             connection.abort()
 
     def closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        self._peers[connection.peer] -= 1
+        if self._peers[connection.peer] <= 0:
+            del self._peers[connection.peer]
         if not self._connections:
             self._emptied.set()
+
+    def can_hold(self, more_bytes: int) -> bool:
+        if more_bytes > 0 and self._held_bytes + more_bytes > self._most.body_bytes:
+            return False
+        self._held_bytes += more_bytes
+        return True
 
     def _connection(self) -> Connection:
         return Connection(self._handler, self._bounds, self)

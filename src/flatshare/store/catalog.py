@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
+from flatshare.core.signature import Task
 from flatshare.core.spec import GenerationSpec, ModelManifest, TensorPlace, TensorSpec
 
 SCHEMA = """
@@ -215,8 +216,9 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
-    generation = _generation(fields.pop("generation", None))
-    return ModelManifest(tensors=tensors, notes=tuple(fields.pop("notes")), generation=generation, **fields)
+    notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
+    task, generation = Task(fields.pop("task", Task.EMBEDDING)), _generation(fields.pop("generation", None))
+    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, generation=generation, **fields)
 
 
 def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:

@@ -15,18 +15,23 @@ class Entry:
     model: str
     reason: str
     took_ms: float | None = None
+    cause: str = ""
+    """Why a model left, in one word: anonymous · mapped (the ledger that lacked room) · shrunk · replaced · asked."""
 
 
 class Journal:
-    """Remembers the last `size` decisions and counts all of them by kind."""
+    """Remembers the last `size` decisions and counts all of them by kind, and those by which a model left by cause."""
 
     def __init__(self, size: int = 512) -> None:
         self._entries: deque[Entry] = deque(maxlen=size)
         self.counts: dict[str, int] = {}
+        self.evictions: dict[str, int] = {}
 
     def note(self, entry: Entry) -> None:
         self._entries.append(entry)
         self.counts[entry.kind] = self.counts.get(entry.kind, 0) + 1
+        if entry.cause:
+            self.evictions[entry.cause] = self.evictions.get(entry.cause, 0) + 1
 
     def latest(self, count: int) -> list[Entry]:
         """Newest first."""

@@ -1,11 +1,14 @@
-"""What Prometheus reads at `/metrics`. Labels are bounded: endpoints and codes, never models or tenants."""
+"""What Prometheus reads at `/metrics`. Labels are bounded: endpoints in service, instances and codes; never models, tenants or callers."""
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+UNKNOWN = "unknown"
+"""Stands for every endpoint that is not in service: a caller cannot make label values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,53 +20,97 @@ class InstanceReading:
     models: int
     anonymous_bytes: int
     mapped_bytes: int
+    anonymous_limit_bytes: int
     memory_limit_bytes: int
+    in_flight: int
+    waiting: int
     decisions: dict[str, int]
+    evictions: dict[str, int]
+    """By cause."""
 
 
 class GatewayMetrics:
     """One registry per gateway, so that tests and several gateways in a process do not mix."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self._requests = Counter("flatshare_requests", "InvokeEndpoint calls answered", ["endpoint", "status"], registry=self.registry)
-        self._seconds = Histogram("flatshare_request_seconds", "Time to the answer", ["endpoint"], buckets=_SECONDS, registry=self.registry)
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter("flatshare_requests", "InvokeEndpoint calls answered", ["endpoint", "status"], registry=registry)
+        self._seconds = Histogram("flatshare_request_seconds", "Time to the answer", ["endpoint"], buckets=_SECONDS, registry=registry)
+        self._phases = Histogram(
+            "flatshare_phase_seconds", "Where the time went", ["endpoint", "phase"], buckets=_SECONDS, registry=registry
+        )
         self._cold = Histogram(
-            "flatshare_cold_start_seconds",
-            "Time that cold requests waited for a load",
-            ["endpoint"],
-            buckets=_SECONDS,
-            registry=self.registry,
+            "flatshare_cold_start_seconds", "Time that cold requests waited for a load", ["endpoint"], buckets=_SECONDS, registry=registry
         )
-        self.in_flight = Gauge("flatshare_requests_in_flight", "InvokeEndpoint calls under way", registry=self.registry)
-        labels = ["endpoint", "instance"]
-        self._models = Gauge("flatshare_models_resident", "Models in memory", labels, registry=self.registry)
-        self._anonymous = Gauge("flatshare_anonymous_bytes", "Private memory of the instance", labels, registry=self.registry)
-        self._mapped = Gauge("flatshare_mapped_bytes", "Distinct weight bytes of the resident models", labels, registry=self.registry)
-        self._limit = Gauge("flatshare_memory_limit_bytes", "Memory budget of the instance", labels, registry=self.registry)
-        self._decisions = Gauge(
-            "flatshare_cache_decisions",
-            "Decisions of the model cache since the instance began",
-            [*labels, "kind"],
-            registry=self.registry,
-        )
+        self._errors = Counter("flatshare_errors", "Answers that are errors, of every road", ["code"], registry=registry)
+        self._denials = Counter("flatshare_denials", "Requests turned away at the entry", ["code"], registry=registry)
+        self.in_flight = Gauge("flatshare_requests_in_flight", "InvokeEndpoint calls under way", registry=registry)
+        self.disk_bytes = Gauge("flatshare_disk_bytes", "Imported models on disk", registry=registry)
+        self.disk_limit_bytes = Gauge("flatshare_disk_limit_bytes", "Disk budget of imported models", registry=registry)
+        self._gauges = _instance_gauges(registry)
+        self._endpoints: set[str] = set()
 
-    def answered(self, endpoint: str, status: int, seconds: float, cold_start_s: float | None) -> None:
+    def answered(self, endpoint: str, status: int, seconds: float, phases_s: Mapping[str, float]) -> None:
+        """One InvokeEndpoint call; `phases_s` says how long it queued, loaded and ran, as far as it came."""
+        self._endpoints.add(endpoint)
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
-        if cold_start_s is not None:
-            self._cold.labels(endpoint).observe(cold_start_s)
+        for phase, phase_s in phases_s.items():
+            self._phases.labels(endpoint, phase).observe(phase_s)
+        if phases_s:
+            self._phases.labels(endpoint, "overhead").observe(max(0.0, seconds - sum(phases_s.values())))
+        if "load" in phases_s:
+            self._cold.labels(endpoint).observe(phases_s["load"])
 
-    def render(self, readings: list[InstanceReading]) -> bytes:
-        """The exposition text, with the instances as they are now."""
-        for gauge in (self._models, self._anonymous, self._mapped, self._limit, self._decisions):
-            gauge.clear()
-        for reading in readings:
-            labels = (reading.endpoint, reading.instance)
-            self._models.labels(*labels).set(reading.models)
-            self._anonymous.labels(*labels).set(reading.anonymous_bytes)
-            self._mapped.labels(*labels).set(reading.mapped_bytes)
-            self._limit.labels(*labels).set(reading.memory_limit_bytes)
-            for kind, count in reading.decisions.items():
-                self._decisions.labels(*labels, kind).set(count)
+    def failed(self, code: str) -> None:
+        """An answer with this error code went out, on any road."""
+        self._errors.labels(code).inc()
+
+    def denied(self, code: str) -> None:
+        """Somebody was turned away."""
+        self._denials.labels(code).inc()
+
+    def render(self, readings: list[InstanceReading], endpoints: Collection[str]) -> bytes:
+        """The exposition text, with the instances as they are now. What is told of endpoints other than `endpoints` is dropped."""
+        for gone in self._endpoints - {*endpoints, UNKNOWN}:
+            for metric in (self._requests, self._seconds, self._phases, self._cold):
+                metric.remove_by_labels({"endpoint": gone})
+            self._endpoints.discard(gone)
+        for gauge in self._gauges:
+            gauge.show(readings)
         return generate_latest(self.registry)
+
+
+class _InstanceGauge:
+    """One number, or several by kind, of every instance."""
+
+    def __init__(self, gauge: Gauge, numbers: Callable[[InstanceReading], Mapping[str, int] | int]) -> None:
+        self._gauge = gauge
+        self._numbers = numbers
+
+    def show(self, readings: list[InstanceReading]) -> None:
+        self._gauge.clear()
+        for reading in readings:
+            numbers = self._numbers(reading)
+            if isinstance(numbers, int):
+                self._gauge.labels(reading.endpoint, reading.instance).set(numbers)
+                continue
+            for kind, count in numbers.items():
+                self._gauge.labels(reading.endpoint, reading.instance, kind).set(count)
+
+
+def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
+    def gauge(name: str, text: str, numbers: Callable[[InstanceReading], Mapping[str, int] | int], *more: str) -> _InstanceGauge:
+        return _InstanceGauge(Gauge(f"flatshare_{name}", text, ["endpoint", "instance", *more], registry=registry), numbers)
+
+    return [
+        gauge("models_resident", "Models in memory", lambda r: r.models),
+        gauge("anonymous_bytes", "Private memory of the instance", lambda r: r.anonymous_bytes),
+        gauge("anonymous_limit_bytes", "What of the budget may be private", lambda r: r.anonymous_limit_bytes),
+        gauge("mapped_bytes", "Distinct weight bytes of the resident models", lambda r: r.mapped_bytes),
+        gauge("memory_limit_bytes", "Memory budget of the instance", lambda r: r.memory_limit_bytes),
+        gauge("instance_in_flight", "Requests that the engine runs or has queued", lambda r: r.in_flight),
+        gauge("queue_depth", "Requests that wait for an engine thread", lambda r: r.waiting),
+        gauge("cache_decisions", "Decisions of the model cache since the instance began", lambda r: r.decisions, "kind"),
+        gauge("evictions", "Models that left memory since the instance began", lambda r: r.evictions, "cause"),
+    ]

@@ -1,16 +1,15 @@
-"""Ground floor: the AWS JSON protocol on the server's side, driven by the models that boto3's client side is driven by."""
+"""Ground floor: the AWS JSON protocols 1.0 and 1.1. An operation is named by the header X-Amz-Target."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import orjson
 from botocore.loaders import Loader
-from botocore.model import ServiceModel
+from botocore.model import OperationModel, ServiceModel, Shape
 
-from flatshare.core.errors import BadInput, UnknownOperation, ValidationFailed
-from flatshare.wire.aws_shapes import Dialect, Params, Reader, render
+from flatshare.core.errors import BadInput
+from flatshare.wire.aws_codec import Codec, ServiceFault, query_error_header
+from flatshare.wire.aws_shapes import Dialect, Params, render
 from flatshare.wire.http import Reply, Request
 
 _HOSTING_DIALECT = Dialect(
@@ -20,49 +19,33 @@ _HOSTING_DIALECT = Dialect(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request to a JSON service."""
+class JsonNotation:
+    """JSON with timestamps as seconds and bytes in base64."""
 
-    operation: str
-    params: Params
+    example = "POST with the header X-Amz-Target: {prefix}.<operation>"
 
+    def __init__(self, version: str) -> None:
+        self._version = version
 
-class JsonCodec:
-    """One service: HTTP requests to calls, results to HTTP replies."""
-
-    def __init__(self, service: ServiceModel, dialect: Dialect) -> None:
-        self._service = service
-        self._dialect = dialect
-        self._content_type = _content_type(service.metadata["jsonVersion"])
-
-    def call(self, request: Request, *, served: Collection[str]) -> Call:
-        """What the request asks for. Raises UnknownOperation, BadInput (unreadable) or ValidationFailed (breaks a rule)."""
-        operation = self._operation(request, served)
-        shape = self._service.operation_model(operation).input_shape
-        body = _parsed(request.body)
-        if shape is None:
-            return Call(operation, {})
-        reader = Reader(self._dialect)
-        params = reader.read(shape, body)
-        if reader.problems:
-            raise ValidationFailed(_validation_message(reader.problems))
-        return Call(operation, params)
-
-    def reply(self, operation: str, output: Params, *, request_id: str) -> Reply:
-        shape = self._service.operation_model(operation).output_shape
-        body = b"" if shape is None else orjson.dumps(render(shape, output))
-        return Reply(200, body, self._content_type, [(b"x-amzn-requestid", request_id.encode())])
-
-    def _operation(self, request: Request, served: Collection[str]) -> str:
+    def operation(self, service: ServiceModel, request: Request) -> str | None:
         prefix, _, operation = request.header("x-amz-target").partition(".")
-        if request.method != "POST" or prefix != self._service.metadata["targetPrefix"] or not operation:
-            raise UnknownOperation(
-                f"POST with the header X-Amz-Target: {self._service.metadata['targetPrefix']}.<operation> is served here"
-            )
-        if operation not in served:
-            raise UnknownOperation(f"the operation {operation} is not served here; these are: {', '.join(served)}")
-        return operation
+        return operation if prefix == service.metadata["targetPrefix"] else None
+
+    def data(self, shape: Shape, body: bytes) -> Any:  # noqa: ARG002  # JSON says itself what is a list and what a number
+        try:
+            return orjson.loads(body) if body else {}
+        except orjson.JSONDecodeError as error:
+            raise BadInput(f"the body is not JSON: {error}") from None
+
+    def reply(self, operation: OperationModel, output: Params, request_id: str) -> Reply:
+        shape = operation.output_shape
+        body = b"" if shape is None else orjson.dumps(render(shape, output))
+        return Reply(200, body, _content_type(self._version), [(b"x-amzn-requestid", request_id.encode())])
+
+    def error(self, service: ServiceModel, fault: ServiceFault, request_id: str) -> Reply:
+        reply = error_reply(fault.status, fault.code, fault.message, request_id=request_id, json_version=self._version)
+        reply.headers += query_error_header(service, fault)
+        return reply
 
 
 def error_reply(status: int, code: str, message: str, *, request_id: str, json_version: str = "1.1") -> Reply:
@@ -72,25 +55,20 @@ def error_reply(status: int, code: str, message: str, *, request_id: str, json_v
 
 
 @cache
-def sagemaker_codec() -> JsonCodec:
+def sagemaker_codec() -> Codec:
     """The hosting API's codec. Reading its model of 425 operations takes a third of a second: call it off the loop first."""
     return load_codec("sagemaker", _HOSTING_DIALECT)
 
 
-def load_codec(service_name: str, dialect: Dialect) -> JsonCodec:
-    return JsonCodec(ServiceModel(Loader().load_service_model(service_name, "service-2"), service_name), dialect)
+def load_codec(service_name: str, dialect: Dialect) -> Codec:
+    service = load_service(service_name)
+    return Codec(service, JsonNotation(service.metadata["jsonVersion"]), dialect)
 
 
-def _parsed(body: bytes) -> Any:
-    try:
-        return orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not JSON: {error}") from None
-
-
-def _validation_message(problems: list[str]) -> str:
-    count = "1 validation error" if len(problems) == 1 else f"{len(problems)} validation errors"
-    return f"{count} detected: {'; '.join(problems)}"
+@cache
+def load_service(name: str) -> ServiceModel:
+    """Botocore's model of a service, by the name that boto3 knows it under."""
+    return ServiceModel(Loader().load_service_model(name, "service-2"), name)
 
 
 def _content_type(json_version: str) -> bytes:

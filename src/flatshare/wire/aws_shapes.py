@@ -76,20 +76,29 @@ class Reader:
             self.problems.append(f"Value '{_as_text(value)}' at '{path}' failed to satisfy constraint: Member must {constraint}")
 
 
-def render(shape: Any, value: Any) -> Any:
-    """The value as JSON data. Unset members and structures with nothing in them are left out, for clients choke on both."""
+def render(
+    shape: Any,
+    value: Any,
+    *,
+    moment: Callable[[float], Any] = lambda seconds: round(seconds, 3),
+    blob: Callable[[bytes], Any] = lambda data: base64.b64encode(data).decode(),
+) -> Any:
+    """The value as plain data; `moment` and `blob` say how the protocol writes these.
+
+    Unset members and structures with nothing in them are left out, for clients choke on both.
+    """
     if shape.type_name == "structure":
         unknown = value.keys() - shape.members.keys()
         assert not unknown, f"{shape.name} has no member {unknown}. This is a bug."
-        parts = {name: render(shape.members[name], item) for name, item in value.items() if item is not None}
+        parts = {name: render(shape.members[name], item, moment=moment, blob=blob) for name, item in value.items() if item is not None}
         return {name: part for name, part in parts.items() if part != {}}
     if shape.type_name == "list":
-        return [render(shape.member, item) for item in value]
+        return [render(shape.member, item, moment=moment, blob=blob) for item in value]
     if shape.type_name == "map":
-        return {key: render(shape.value, item) for key, item in value.items()}
+        return {key: render(shape.value, item, moment=moment, blob=blob) for key, item in value.items()}
     if shape.type_name == "timestamp":
-        return round(value, 3)
-    return base64.b64encode(value).decode() if shape.type_name == "blob" else value
+        return moment(value)
+    return blob(value) if shape.type_name == "blob" else value
 
 
 def _broken_constraints(shape: Shape, value: Any, pattern: str | None, enum_prefix: str | None) -> list[str]:
@@ -114,22 +123,27 @@ def _matches(pattern: str, value: str) -> bool:
     return compiled is None or compiled.fullmatch(value) is not None
 
 
-# Java's classes in Python's words, a little wider: \w takes letters, digits and the underscore together.
+# Java's classes as ranges of Python's, a little wider: \w takes letters, digits and the underscore together.
 _JAVA_CLASSES = {
     r"\p{L}": r"\w",
     r"\p{N}": r"\w",
     r"\p{Z}": "\u0020\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000",
     r"\p{Print}": "\u0020-\u007e",
+    r"\p{ASCII}": "\u0000-\u007f",
 }
+_PARTS = re.compile(r"\\p\{\w+\}|\\.|[\[\]]|[^\\\[\]]+")
 
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str] | None:
     """The pattern, or None if it is Java's in a way that Python cannot say: then it is not enforced."""
-    for java, python in _JAVA_CLASSES.items():
-        pattern = pattern.replace(java, python)
+    depth, parts = 0, []
+    for part in _PARTS.findall(pattern):
+        depth += (part == "[") - (part == "]")
+        ranges = _JAVA_CLASSES.get(part)
+        parts.append(part if ranges is None else ranges if depth else f"[{ranges}]")
     try:
-        return re.compile(pattern)
+        return re.compile("".join(parts))
     except re.error:
         return None
 
@@ -171,6 +185,8 @@ def _timestamp(value: Any) -> float:
 
 
 def _blob(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
     try:
         return base64.b64decode(_require(value, str, "blob"), validate=True)
     except binascii.Error:

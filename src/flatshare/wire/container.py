@@ -20,6 +20,7 @@ SOURCE_ROOT = "x-flatshare-source-root"
 MODEL_DIGEST = b"x-flatshare-model-digest"
 COLD_START_MS = b"x-flatshare-cold-start-ms"
 MODEL_MS = b"x-flatshare-model-ms"
+QUEUE_MS = b"x-flatshare-queue-ms"
 ERROR = b"x-flatshare-error"
 PAGE_SIZE = 100
 _KEY = re.compile(r"[0-9A-Za-z._-]{1,256}")

@@ -26,6 +26,11 @@ class _Row:
     container: int | None = None
 
 
+def _both(status: int, code: str) -> _Row:
+    """The same at the control plane and at the runtime."""
+    return _Row(Fault(status, code), Fault(status, code))
+
+
 _INTERNAL = Fault(500, "InternalFailure")
 _VALIDATION_CONTROL = Fault(400, "ValidationException")
 _VALIDATION_RUNTIME = Fault(400, "ValidationError")
@@ -36,6 +41,12 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.BadInput: _Row(Fault(400, "SerializationException"), _VALIDATION_RUNTIME, 400),
     errors.ValidationFailed: _Row(control=_VALIDATION_CONTROL),
     errors.UnknownOperation: _Row(control=Fault(400, "UnknownOperationException")),
+    errors.Unauthenticated: _both(403, "IncompleteSignature"),
+    errors.MissingCredentials: _both(403, "MissingAuthenticationToken"),
+    errors.UnknownKey: _both(403, "UnrecognizedClientException"),
+    errors.SignatureMismatch: _both(403, "SignatureDoesNotMatch"),
+    errors.RequestExpired: _both(403, "RequestExpired"),
+    errors.AccessDenied: _both(403, "AccessDeniedException"),
     errors.UnknownEndpoint: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME),
     errors.UnknownVariant: _Row(_VALIDATION_CONTROL, _VALIDATION_RUNTIME),
     errors.UnknownTarget: _Row(runtime=_VALIDATION_RUNTIME, container=404),

@@ -9,17 +9,25 @@ from dataclasses import dataclass, field
 from flatshare.core.errors import BodyTooLarge
 
 JSON = b"application/json"
+REQUEST_ID = b"x-amzn-requestid"
+"""On every answer, and on what the gateway asks an instance, so that both logs tell of the same request."""
 
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request, its body read. `path` is percent-decoded; header names are lower case."""
+    """One HTTP request, its body read. `path` is percent-decoded; header names are lower case, repeated headers joined by commas."""
 
     method: str
     path: str
     headers: dict[bytes, bytes]
     body: bytes = b""
     query: bytes = b""
+    raw_path: bytes = b""
+    """The path as it was sent: what a signature covers."""
+    peer: str = ""
+    """The address that it came from."""
+    id: str = ""
+    """Given by the front door; every answer and every log line of the request carries it."""
 
     def header(self, name: str, default: str = "") -> str:
         """The header's text; every byte maps to a character, so nothing is lost."""

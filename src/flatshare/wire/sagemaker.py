@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from uuid import uuid4
 
 import orjson
 
@@ -12,7 +11,7 @@ from flatshare.core.ids import ArtifactUri, EndpointName, TargetModel, VariantNa
 from flatshare.wire import faults
 from flatshare.wire.http import Reply, Request
 
-_PATH = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/invocations")
+_PATH = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/(?P<road>invocations|async-invocations|invocations-response-stream)")
 _TARGET = re.compile(r"[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,1023}")
 _FORWARDED = (
     "content-type",
@@ -20,7 +19,20 @@ _FORWARDED = (
     "x-amzn-sagemaker-custom-attributes",
     "x-amzn-sagemaker-target-model",
     "x-amzn-sagemaker-inference-id",
+    "x-amzn-sagemaker-session-id",
 )
+RETURNED = (b"x-amzn-sagemaker-custom-attributes", b"x-amzn-sagemaker-new-session-id", b"x-amzn-sagemaker-closed-session-id")
+"""What the container may tell the caller."""
+_MAX_CHARS = {"x-amzn-sagemaker-custom-attributes": 1024, "x-amzn-sagemaker-inference-id": 64, "x-amzn-sagemaker-session-id": 256}
+_OTHER_ROADS = {
+    "async-invocations": "is not an asynchronous endpoint: call InvokeEndpoint",
+    "invocations-response-stream": "does not stream, for the models of a multi-model endpoint answer as a whole: call InvokeEndpoint",
+}
+_FOREIGN = {
+    "x-amzn-sagemaker-target-container-hostname": "has one container, so there is no TargetContainerHostname to choose. Leave it out.",
+    "x-amzn-sagemaker-inference-component": "has no inference components: leave InferenceComponentName out, and set TargetModel.",
+    "x-amzn-sagemaker-enable-explanations": "has no explainer: leave EnableExplanations out.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +56,11 @@ def parse_invocation(request: Request) -> Invocation | None:
     path = _PATH.fullmatch(request.path)
     if path is None or request.method != "POST":
         return None
+    if path["road"] in _OTHER_ROADS:
+        raise BadInput(f"Endpoint {path['endpoint']} {_OTHER_ROADS[path['road']]}.")
+    for header, limit in _MAX_CHARS.items():
+        if len(request.header(header)) > limit:
+            raise BadInput(f"{header} has more than {limit} characters")
     target = request.header("x-amzn-sagemaker-target-model")
     variant = request.header("x-amzn-sagemaker-target-variant")
     return Invocation(
@@ -54,13 +71,22 @@ def parse_invocation(request: Request) -> Invocation | None:
     )
 
 
+def refuse_foreign_headers(call: Invocation) -> None:
+    """Raises BadInput if the call asks for a part of an endpoint that a multi-model endpoint has not."""
+    for header, sentence in _FOREIGN.items():
+        if call.request.header(header):
+            raise BadInput(f"Endpoint {call.endpoint} {sentence}")
+
+
 def artifact_uri(prefix: str, target: TargetModel) -> ArtifactUri:
     """The target model is a key below the prefix, which may or may not end in a slash."""
     return ArtifactUri(f"{prefix.rstrip('/')}/{target.strip('/')}")
 
 
-def missing_target() -> BadInput:
-    return BadInput(f"Request {uuid4()} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix.")
+def missing_target(request_id: str) -> BadInput:
+    return BadInput(
+        f"Request {request_id} is missing a target model header. Set TargetModel to the model's path below the endpoint's prefix."
+    )
 
 
 def error_reply(error: FlatshareError, request_id: str) -> Reply:

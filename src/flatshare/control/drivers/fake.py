@@ -16,7 +16,7 @@ class FakeInstance:
 
 
 class FakeDriver:
-    """Starts and stops at once, unless told otherwise by its three switches."""
+    """Starts and stops at once, unless told otherwise by its switches."""
 
     def __init__(self) -> None:
         self.instances: dict[InstanceId, FakeInstance] = {}
@@ -24,6 +24,8 @@ class FakeDriver:
         self.stopped: list[InstanceId] = []
         self.start_failure: str | None = None
         """While set, every start fails with this sentence."""
+        self.starts_before_failure = 0
+        """So many starts still succeed while `start_failure` is set."""
         self.may_start = asyncio.Event()
         """While clear, starts wait."""
         self.may_start.set()
@@ -31,11 +33,17 @@ class FakeDriver:
         """While clear, stops wait."""
         self.may_stop.set()
 
+    def fail_from(self, number: int, sentence: str) -> None:
+        """The starts from the `number`-th on fail."""
+        self.starts_before_failure, self.start_failure = number - 1, sentence
+
     async def start(self, spec: InstanceSpec) -> RunningInstance:
         self.started.append(spec)
         await self.may_start.wait()
         if self.start_failure is not None:
-            raise InstanceGone(self.start_failure)
+            if self.starts_before_failure == 0:
+                raise InstanceGone(self.start_failure)
+            self.starts_before_failure -= 1
         self.instances[spec.id] = FakeInstance(spec, spec.memory_bytes)
         return RunningInstance(spec.id, f"/fake/{spec.id}.sock", pid=len(self.started))
 

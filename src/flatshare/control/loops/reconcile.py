@@ -117,7 +117,7 @@ class Reconciler:
 def take_back(rows: Rows, *, now_s: float) -> None:
     """After a restart no instance runs: what was in service is `Updating` until its instances answer again."""
     for endpoint in rows.endpoints():
-        if endpoint.desired.status in {Status.IN_SERVICE, Status.OUT_OF_SERVICE}:
+        if endpoint.desired.status in {Status.IN_SERVICE, Status.ROLLING_BACK, Status.OUT_OF_SERVICE}:
             desired = replace(endpoint.desired, status=Status.UPDATING)
             rows.save_endpoint(replace(endpoint, desired=desired, modified_s=now_s))
 
@@ -134,6 +134,6 @@ def _write_mark(rows: Rows, mark: Mark, now_s: float) -> bool:
     if desired is None:
         rows.remove_endpoint(mark.endpoint)
         return True
-    reason = None if mark.verdict is Verdict.SETTLED else mark.reason
+    reason = endpoint.failure_reason if mark.verdict is Verdict.ROLLED_BACK else mark.reason or None
     rows.save_endpoint(replace(endpoint, desired=desired, modified_s=now_s, failure_reason=reason))
     return True

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from flatshare.core.errors import BadPackage
 from flatshare.core.spec import GenerationSpec
+from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.graphs.steps import GenerationGraphs
@@ -55,29 +54,7 @@ class GenerationCheckpoint:
         return found
 
 
-def canonical(content: bytes, vocabulary: int) -> bytes:
-    """tokenizer.json with truncation and padding reset, in one spelling. Raises BadPackage if it does not fit the weights."""
-    try:
-        fields = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise BadPackage(f"tokenizer.json is not valid JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise BadPackage("tokenizer.json is not a JSON object")
-    fields["truncation"] = fields["padding"] = None
-    spelled = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-    try:
-        tokenizer = Tokenizer.from_str(spelled.decode())
-    except Exception as error:  # the library raises plain Exception for whatever is wrong with the file
-        raise BadPackage(f"tokenizer.json cannot be used: {error}") from error
-    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    if highest >= vocabulary:
-        raise BadPackage(
-            f"tokenizer.json has token {highest}, the embeddings have {vocabulary} rows: tokenizer and weights do not belong together"
-        )
-    return spelled
-
-
-def ends_of(config: Mapping[str, Any], generation: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
+def ends_of(config: Config, generation: Mapping[str, Any], vocabulary: int) -> tuple[int, ...]:
     """The tokens that end a text; generation_config.json knows better than config.json."""
     value = generation.get("eos_token_id", config.get("eos_token_id"))
     ends = value if isinstance(value, list) else [value]

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
+from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, canonical, checked_template
+from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, checked_template
 from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec
+from flatshare.package.tokenizer import canonical_tokenizer
 
 _KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
 _SPECIAL = {2, 3}  # token types: unknown, control
@@ -47,20 +49,21 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     config = _config(fields)
     sources = {_hf_name(tensor.name): _source(tensor, config) for tensor in reader.tensors}
     sources.pop("", None)
-    shape = llama_shape(config, is_tied="lm_head.weight" not in sources)
+    shape = llama_shape(Config(config, path.name), is_tied="lm_head.weight" not in sources)
     tokens = _list(fields, "tokenizer.ggml.tokens")
     ends = tuple(dict.fromkeys(v for name in ("eos", "eot") if type(v := fields.get(f"tokenizer.ggml.{name}_token_id")) is int))
     if not ends or not all(0 <= end < shape.vocabulary for end in ends):
         raise BadPackage(f"{path.name} names no token that ends a text")
     template = fields.get("tokenizer.chat_template")
     named = tuple(
-        (f"{name}_token", tokens[number])
-        for name in ("bos", "eos", "padding", "unknown")
+        (f"{short}_token", tokens[number])
+        for name, short in (("bos", "bos"), ("eos", "eos"), ("padding", "pad"), ("unknown", "unk"))
         if type(number := fields.get(f"tokenizer.ggml.{name}_token_id")) is int and 0 <= number < len(tokens)
     )
     spec = llama_spec(shape, ends, checked_template(template) if isinstance(template, str) else None, named)
     content = folder.content("tokenizer.json") if folder.has("tokenizer.json") else _tokenizer(fields, tokens)
-    return llama_checkpoint(shape, spec, sources, canonical(content, shape.vocabulary), _notes(reader))
+    tokenizer = canonical_tokenizer(content, vocabulary=shape.vocabulary, max_tokens=shape.positions)
+    return llama_checkpoint(shape, spec, sources, tokenizer, _notes(reader))
 
 
 def _config(fields: Mapping[str, Any]) -> dict[str, Any]:

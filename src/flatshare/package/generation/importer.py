@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import orjson
@@ -11,13 +10,16 @@ import orjson
 from flatshare.core.errors import BadPackage
 from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.settings import StoreLimits
+from flatshare.core.signature import Task
 from flatshare.core.spec import ModelManifest, TensorSpec
+from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import LLAMA_TYPES, T5_TYPES, GenerationCheckpoint, Source
 from flatshare.package.generation.gguf import read_gguf
 from flatshare.package.generation.llama import read_llama
 from flatshare.package.generation.t5 import read_t5
-from flatshare.package.weights import FLOATS, WeightsFile
+from flatshare.package.weight_files import read_weights
+from flatshare.package.weights import FLOATS
 from flatshare.store.tensors import StoreWriter, TensorStore
 
 BACKEND = "generate"
@@ -55,10 +57,10 @@ def read_generating(path: Path, limits: StoreLimits) -> GenerationCheckpoint:
         if len(files) != 1:
             raise BadPackage(f"{len(files)} GGUF files in one package: leave the one that is to be served")
         return read_gguf(files[0], folder)
-    config = folder.required_json("config.json")
-    weights = WeightsFile(folder.required_path("model.safetensors", "a checkpoint directory is what save_pretrained() writes"))
-    sources = {name: Source(entry.shape, entry.dtype, partial(weights.float32, entry)) for name, entry in weights.entries.items()}
-    return read_t5(folder, config, sources) if config["model_type"] in T5_TYPES else read_llama(folder, config, sources)
+    config = Config(folder.required_json("config.json"))
+    tensors = read_weights(folder, folder, ()).all()
+    sources = {name: Source(found.entry.shape, found.entry.dtype, found.float32) for name, found in tensors.items()}
+    return read_t5(folder, config, sources) if config.get("model_type") in T5_TYPES else read_llama(folder, config, sources)
 
 
 def _gguf_files(path: Path) -> list[Path]:
@@ -80,6 +82,8 @@ def _manifest(
         workspace_bytes=checkpoint.workspace_bytes,
         notes=checkpoint.notes + notes,
         backend=BACKEND,
+        task=Task.GENERATION,
+        vocabulary=checkpoint.spec.vocabulary,
         generation=checkpoint.spec,
     )
     return replace(manifest, digest=_identity(manifest))

@@ -1,55 +1,53 @@
 """Llama-shaped checkpoints: config.json, tokenizer.json, safetensors; and what of it a GGUF file shares."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.spec import GenerationSpec
+from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import (
     GenerationCheckpoint,
     Source,
-    canonical,
     chat_template_of,
     ends_of,
     template_tokens_of,
 )
-from flatshare.package.generation.sizes import layers, number, size
 from flatshare.package.graphs.llama import COSINES, SINES, LlamaShape, causal_decoder, rotary_tables
+from flatshare.package.tokenizer import canonical_tokenizer
+from flatshare.package.tokenizer_files import tokenizer_json
 
 _PART = 128  # tokens of a prompt that are read at once
 _MAX_SCORED = 16  # rows of a step
 
 
-def read_llama(folder: Folder, config: Mapping[str, Any], sources: dict[str, Source]) -> GenerationCheckpoint:
+def read_llama(folder: Folder, config: Config, sources: dict[str, Source]) -> GenerationCheckpoint:
     """Raises BadPackage or UnsupportedModel."""
     shape = llama_shape(config, is_tied="lm_head.weight" not in sources)
-    folder.required_path("tokenizer.json", "save it with tokenizer.save_pretrained() of a fast tokenizer")
     spec = llama_spec(
         shape,
         ends_of(config, folder.optional_json("generation_config.json"), shape.vocabulary),
         chat_template_of(folder),
         template_tokens_of(folder),
     )
-    return llama_checkpoint(shape, spec, sources, canonical(folder.content("tokenizer.json"), shape.vocabulary), ())
+    tokenizer = canonical_tokenizer(tokenizer_json(folder, "llama"), vocabulary=shape.vocabulary, max_tokens=shape.positions)
+    return llama_checkpoint(shape, spec, sources, tokenizer, ())
 
 
-def llama_shape(config: Mapping[str, Any], *, is_tied: bool) -> LlamaShape:
+def llama_shape(config: Config, *, is_tied: bool) -> LlamaShape:
     _refuse_variants(config)
-    hidden, heads = size(config, "hidden_size"), size(config, "num_attention_heads")
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     shape = LlamaShape(
-        vocabulary=size(config, "vocab_size"),
+        vocabulary=config.size("vocab_size"),
         hidden=hidden,
-        layers=layers(config, "num_hidden_layers"),
+        layers=config.layers("num_hidden_layers"),
         heads=heads,
-        kv_heads=size(config, "num_key_value_heads", heads),
-        head_size=size(config, "head_dim", max(1, hidden // heads)),
-        intermediate=size(config, "intermediate_size"),
-        positions=size(config, "max_position_embeddings"),
-        epsilon=number(config, "rms_norm_eps", 1e-6, 1),
+        kv_heads=config.size("num_key_value_heads", default=heads),
+        head_size=config.size("head_dim", default=max(1, hidden // heads)),
+        intermediate=config.size("intermediate_size"),
+        positions=config.size("max_position_embeddings"),
+        epsilon=config.number("rms_norm_eps", default=1e-6, below=1),
         theta=_theta(config),
         is_tied=is_tied,
         has_bias=config.get("model_type") == "qwen2",
@@ -63,9 +61,7 @@ def llama_shape(config: Mapping[str, Any], *, is_tied: bool) -> LlamaShape:
     return shape
 
 
-def llama_spec(
-    shape: LlamaShape, ends: tuple[int, ...], template: str | None, tokens: tuple[tuple[str, str], ...]
-) -> GenerationSpec:
+def llama_spec(shape: LlamaShape, ends: tuple[int, ...], template: str | None, tokens: tuple[tuple[str, str], ...]) -> GenerationSpec:
     return GenerationSpec(
         layers=shape.layers,
         kv_heads=shape.kv_heads,
@@ -96,25 +92,23 @@ class _Given:
         return self._array
 
 
-def _refuse_variants(config: Mapping[str, Any]) -> None:
+def _refuse_variants(config: Config) -> None:
     """What would change the graph."""
-    for name, served in (("attention_bias", False), ("mlp_bias", False), ("use_sliding_window", False), ("sliding_window", None)):
-        value = config.get(name)
-        if name == "sliding_window" and config.get("use_sliding_window") is False:
-            continue
-        if value not in {served, None}:
-            raise UnsupportedModel(f"{name} {repr(value)[:64]} is not served")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UnsupportedModel(f"hidden_act {repr(config['hidden_act'])[:64]} is not served: only 'silu' is")
+    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        config.refuse(name, lambda value: value in {False, None}, "false", default=False)
+    if config.get("use_sliding_window") is not False:
+        config.refuse("sliding_window", lambda value: value is None, "null", default=None)
+    config.refuse("hidden_act", lambda value: value == "silu", "'silu'", default="silu")
 
 
-def _theta(config: Mapping[str, Any]) -> float:
+def _theta(config: Config) -> float:
     """transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = config.get("rope_parameters", "rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default":
         raise UnsupportedModel(f"rotary positions of type {repr(kind)[:64]} are not served: only 'default' are")
-    return number(rope if "rope_theta" in rope else config, "rope_theta", 10_000.0, 1e9)
+    given = Config(rope, "rope_parameters in config.json") if "rope_theta" in rope else config
+    return given.number("rope_theta", default=10_000.0, below=1e9)
 
 
 def _workspace_bytes(shape: LlamaShape) -> int:

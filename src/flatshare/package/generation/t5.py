@@ -1,27 +1,25 @@
 """T5 checkpoints: config.json, tokenizer.json, safetensors."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.spec import GenerationSpec
+from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, canonical, ends_of
-from flatshare.package.generation.sizes import layers, number, size
+from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, ends_of
 from flatshare.package.graphs.t5 import ACTIVATIONS, T5Shape, encoder_decoder
+from flatshare.package.tokenizer import canonical_tokenizer
+from flatshare.package.tokenizer_files import tokenizer_json
 
 POSITIONS = 1024
 """T5 has no last position; this bounds the attention over a text, which grows with its square."""
 _GATED = "gated-"
 
 
-def read_t5(folder: Folder, config: Mapping[str, Any], sources: dict[str, Source]) -> GenerationCheckpoint:
+def read_t5(folder: Folder, config: Config, sources: dict[str, Source]) -> GenerationCheckpoint:
     """Raises BadPackage or UnsupportedModel."""
     shape = _shape(config, is_tied="lm_head.weight" not in sources)
     if "shared.weight" not in sources and "encoder.embed_tokens.weight" in sources:
         sources["shared.weight"] = sources["encoder.embed_tokens.weight"]
-    tokenizer = folder.required_path("tokenizer.json", "save it with tokenizer.save_pretrained() of a fast tokenizer")
-    start = config.get("decoder_start_token_id", config.get("pad_token_id"))
+    start = config.get("decoder_start_token_id", "pad_token_id")
     if type(start) is not int or not 0 <= start < shape.vocabulary:
         raise BadPackage("config.json: decoder_start_token_id must be a token of the vocabulary")
     spec = GenerationSpec(
@@ -35,38 +33,37 @@ def read_t5(folder: Folder, config: Mapping[str, Any], sources: dict[str, Source
         buckets=shape.buckets,
         furthest=shape.furthest,
     )
-    content = canonical(folder.content(tokenizer.name), shape.vocabulary)
-    return GenerationCheckpoint("t5", encoder_decoder(shape), spec, sources, content, _workspace_bytes(shape), ())
+    tokenizer = canonical_tokenizer(tokenizer_json(folder, "t5"), vocabulary=shape.vocabulary, max_tokens=POSITIONS)
+    return GenerationCheckpoint("t5", encoder_decoder(shape), spec, sources, tokenizer, _workspace_bytes(shape), ())
 
 
-def _shape(config: Mapping[str, Any], *, is_tied: bool) -> T5Shape:
-    activation, is_gated = _activation(config.get("feed_forward_proj", "relu"))
+def _shape(config: Config, *, is_tied: bool) -> T5Shape:
+    activation, is_gated = _activation(config.expect("feed_forward_proj", str, "a text", default="relu"))
     shape = T5Shape(
-        vocabulary=size(config, "vocab_size"),
-        hidden=size(config, "d_model"),
-        layers=layers(config, "num_layers"),
-        decoder_layers=layers(config, "num_decoder_layers", layers(config, "num_layers")),
-        heads=size(config, "num_heads"),
-        head_size=size(config, "d_kv"),
-        intermediate=size(config, "d_ff"),
-        buckets=size(config, "relative_attention_num_buckets", 32),
-        furthest=size(config, "relative_attention_max_distance", 128),
-        epsilon=number(config, "layer_norm_epsilon", 1e-6, 1),
+        vocabulary=config.size("vocab_size"),
+        hidden=config.size("d_model"),
+        layers=config.layers("num_layers"),
+        decoder_layers=config.layers("num_decoder_layers" if config.get("num_decoder_layers") is not None else "num_layers"),
+        heads=config.size("num_heads"),
+        head_size=config.size("d_kv"),
+        intermediate=config.size("d_ff"),
+        buckets=config.size("relative_attention_num_buckets", default=32),
+        furthest=config.size("relative_attention_max_distance", default=128),
+        epsilon=config.number("layer_norm_epsilon", default=1e-6, below=1),
         activation=activation,
         is_gated=is_gated,
         is_tied=is_tied,
-        is_scaled=config.get("tie_word_embeddings") is not False,
+        is_scaled=config.flag("tie_word_embeddings", default=True),
     )
     if shape.head_size % 8:
         raise UnsupportedModel(f"d_kv {shape.head_size} is not served: only multiples of 8 are")
     if shape.buckets % 4 or shape.furthest <= shape.buckets // 2:
-        raise BadPackage(f"{shape.buckets} buckets of positions up to {shape.furthest} apart are none that T5 has: config.json contradicts itself")
+        raise BadPackage(f"{shape.buckets} buckets for positions up to {shape.furthest} apart: config.json contradicts itself")
     return shape
 
 
-def _activation(value: object) -> tuple[str, bool]:
+def _activation(name: str) -> tuple[str, bool]:
     """T5 1.1 says "gated-gelu" and means gelu_new."""
-    name = str(value)
     is_gated = name.startswith(_GATED)
     plain = name.removeprefix(_GATED)
     activation = "gelu_new" if is_gated and plain == "gelu" else plain

@@ -1,116 +1,131 @@
-"""The BERT family as a generated graph: embeddings, encoder layers, pooling, normalisation (Devlin et al., 2019, post-norm).
-
-Rows of one run have equal length, so there is no attention mask and nothing is ever padded: ONNX Runtime then takes its
-flash-attention kernel, which needs 10 MB less workspace at 512 tokens.
-"""
+"""BERT and its closest kin as generated graphs: BERT (MiniLM, E5, BGE and GTE are BERTs), RoBERTa, XLM-R, CamemBERT, ELECTRA."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-from flatshare.package.graphs.builder import CONTRIB, GraphBuilder, WeightInput
-
-ACTIVATIONS = {"gelu": "Gelu", "gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "relu": "Relu"}
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len")  # in the order in which sentence-transformers joins them
+from flatshare.core.errors import BadPackage, UnsupportedModel
+from flatshare.package.config import Config
+from flatshare.package.graphs import blocks
+from flatshare.package.graphs.blocks import BERT_NAMES, LayerShape
+from flatshare.package.graphs.builder import GraphBuilder
 
 
 @dataclass(frozen=True, slots=True)
-class BertShape:
-    """The sizes in config.json that decide the graph."""
+class BertHead:
+    """A family's head over the first token: out(activation(dense(first token)))."""
 
-    vocabulary: int
-    hidden: int
+    dense: str
+    activation: str
+    out: str
+
+
+_POOLER = BertHead("pooler.dense", "Tanh", "classifier")
+_ROBERTA_HEAD = BertHead("classifier.dense", "Tanh", "classifier.out_proj")
+_ELECTRA_HEAD = BertHead("classifier.dense", "Gelu", "classifier.out_proj")  # "gelu" whatever hidden_act says
+
+
+@dataclass(frozen=True, slots=True)
+class BertTrunk:
+    """Absolute positions, post-norm layers."""
+
+    family: str
+    prefix: str
+    layer: LayerShape
     layers: int
-    heads: int
-    intermediate: int
+    vocabulary: int
     positions: int
     segments: int
-    epsilon: float
-    activation: str
+    embedding: int
+    """Width of the embeddings; projected to the layers' width where that differs (ELECTRA)."""
+    padding: int | None
+    """Positions begin behind this token id (RoBERTa), or at 0 without one."""
+    head: BertHead
 
+    @property
+    def hidden(self) -> int:
+        return self.layer.hidden
 
-@dataclass(frozen=True, slots=True)
-class SentenceHead:
-    """How token vectors become one vector."""
+    @property
+    def max_tokens(self) -> int:
+        return self.positions if self.padding is None else self.positions - self.padding - 1
 
-    poolings: tuple[str, ...]
-    is_normalized: bool
+    @property
+    def has_segments(self) -> bool:
+        return self.segments > 1
 
+    def workspace_floats(self, tokens: int) -> int:  # noqa: ARG002  # attention in blocks needs no square of scores
+        return 8 * self.hidden + 2 * self.layer.intermediate
 
-@dataclass(frozen=True, slots=True)
-class GeneratedGraph:
-    """A serialised ONNX model and the weights that it asks for."""
-
-    model: bytes
-    weights: tuple[WeightInput, ...]
-
-
-@lru_cache(maxsize=8)  # a fleet's models are of few architectures, and a graph takes a quarter of a small import
-def sentence_encoder(shape: BertShape, head: SentenceHead) -> GeneratedGraph:
-    """input_ids int64 [texts, tokens] → embedding float32 [texts, hidden * poolings]."""
-    g = GraphBuilder()
-    g.integers("flat", -1, shape.hidden)
-    g.node("Concat", [g.node("Shape", ["input_ids"], "texts_tokens"), g.integers("hidden", shape.hidden)], "full", axis=0)
-    x = _embed(g, shape)
-    for layer in range(shape.layers):
-        x = _layer(g, shape, f"encoder.layer.{layer}", x)
-    last = g.node("Reshape", [x, "full"], "last")
-    pooled = [_pool(g, last, pooling) for pooling in head.poolings]
-    vector = pooled[0] if len(pooled) == 1 else g.node("Concat", pooled, "joined", axis=1)
-    output = _normalize(g, vector) if head.is_normalized else g.node("Identity", [vector], "embedding")
-    model = g.finish("bert", ["input_ids"], output, ["texts", shape.hidden * len(head.poolings)])
-    return GeneratedGraph(model, tuple(g.weights.values()))
-
-
-def _embed(g: GraphBuilder, shape: BertShape) -> str:
-    ids = g.node("Cast", ["input_ids"], "ids", to=6)  # 6 = int32, which the fused operator wants
-    tables = [
-        g.weight("embeddings.word_embeddings.weight", shape.vocabulary, shape.hidden),
-        g.weight("embeddings.position_embeddings.weight", shape.positions, shape.hidden),
-        g.weight("embeddings.token_type_embeddings.weight", shape.segments, shape.hidden),
-        g.weight("embeddings.LayerNorm.weight", shape.hidden),
-        g.weight("embeddings.LayerNorm.bias", shape.hidden),
-    ]
-    segments = g.node("Sub", [ids, ids], "segments")
-    inputs = [ids, segments, *tables]
-    g.node("EmbedLayerNormalization", inputs, "embedded", domain=CONTRIB, unused=("mask_index",), epsilon=shape.epsilon)
-    return g.node("Reshape", ["embedded", "flat"], "x")
-
-
-def _layer(g: GraphBuilder, shape: BertShape, name: str, x: str) -> str:
-    """One encoder layer over x [texts * tokens, hidden]."""
-    qkv = []
-    for part in ("query", "key", "value"):
-        projected = g.linear(x, f"{name}.attention.self.{part}", shape.hidden, shape.hidden, f"{name}.{part}.flat")
-        qkv.append(g.node("Reshape", [projected, "full"], f"{name}.{part}"))
-    attended = g.node("MultiHeadAttention", qkv, f"{name}.attended", domain=CONTRIB, num_heads=shape.heads)
-    flat = g.node("Reshape", [attended, "flat"], f"{name}.attended.flat")
-    projected = g.linear(flat, f"{name}.attention.output.dense", shape.hidden, shape.hidden, f"{name}.projected")
-    middle = g.add_norm(projected, x, f"{name}.attention.output.LayerNorm", shape.hidden, shape.epsilon, f"{name}.middle")
-    inner = g.linear(middle, f"{name}.intermediate.dense", shape.hidden, shape.intermediate, f"{name}.inner")
-    op = ACTIVATIONS[shape.activation]
-    active = g.node(op, [inner], f"{name}.active", domain="" if op == "Relu" else CONTRIB)
-    outer = g.linear(active, f"{name}.output.dense", shape.intermediate, shape.hidden, f"{name}.outer")
-    return g.add_norm(outer, middle, f"{name}.output.LayerNorm", shape.hidden, shape.epsilon, f"{name}.out")
-
-
-def _pool(g: GraphBuilder, last: str, pooling: str) -> str:
-    """From last [texts, tokens, hidden] to [texts, hidden]. Every token counts: rows are never padded."""
-    if pooling == "cls":
-        return g.node(
-            "Squeeze",
-            [g.node("Gather", [last, g.integers("first", 0)], "first_token", axis=1), g.integers("token_axis", 1)],
-            "cls",
+    def encode(self, g: GraphBuilder, segments: str | None) -> str:
+        x = blocks.embed(
+            g,
+            self.embedding,
+            self.vocabulary,
+            self.positions,
+            segments=segments,
+            types=self.segments,
+            position_ids=None if self.padding is None else blocks.positions_after_padding(g, self.padding),
+            epsilon=self.layer.epsilon,
         )
-    if pooling == "max":
-        return g.node("ReduceMax", [last], "max", axes=[1], keepdims=0)
-    if pooling == "mean":
-        return g.node("ReduceMean", [last], "mean", axes=[1], keepdims=0)
-    total = g.node("ReduceSum", [last, g.integers("token_axis", 1)], "total", keepdims=0)
-    length = g.node("Cast", [g.node("Gather", ["texts_tokens", g.integers("second", 1)], "length")], "length_float", to=1)
-    return g.node("Div", [total, g.node("Sqrt", [length], "root_length")], "mean_sqrt_len")
+        if self.embedding != self.hidden:
+            x = g.linear(x, "embeddings_project", self.embedding, self.hidden, "embeddings_projected")
+        for index in range(self.layers):
+            x = blocks.post_norm_layer(g, self.layer, BERT_NAMES, f"encoder.layer.{index}", x)
+        return x
+
+    def sequence_logits(self, g: GraphBuilder, last: str, labels: int) -> str:
+        first = blocks.first_token(g, last)
+        return blocks.dense_head(g, first, self.hidden, labels, dense=self.head.dense, activation=self.head.activation, out=self.head.out)
+
+    def token_logits(self, g: GraphBuilder, x: str, labels: int) -> str:
+        return g.linear(x, "classifier", self.hidden, labels, "logits")
 
 
-def _normalize(g: GraphBuilder, vector: str) -> str:
-    """Divide by the L2 norm, at least 1e-12, as torch.nn.functional.normalize does."""
-    norm = g.node("ReduceL2", [vector], "norm", axes=[1], keepdims=1)
-    return g.node("Div", [vector, g.node("Max", [norm, g.number("least_norm", 1e-12)], "safe_norm")], "embedding")
+def read_bert(config: Config) -> BertTrunk:
+    return _read(config, "bert", "bert.", head=_POOLER)
+
+
+def read_roberta(config: Config) -> BertTrunk:
+    padding = config.size("pad_token_id", default=1, least=0)
+    return _read(config, "roberta", "roberta.", head=_ROBERTA_HEAD, padding=padding)
+
+
+def read_electra(config: Config) -> BertTrunk:
+    embedding = config.size("embedding_size", default=config.size("hidden_size"))
+    return _read(config, "electra", "electra.", head=_ELECTRA_HEAD, embedding=embedding)
+
+
+def _read(
+    config: Config, family: str, prefix: str, *, head: BertHead, padding: int | None = None, embedding: int | None = None
+) -> BertTrunk:
+    refuse_what_is_no_plain_encoder(config)
+    heads, hidden = config.heads("num_attention_heads", "hidden_size"), config.size("hidden_size")
+    trunk = BertTrunk(
+        family=family,
+        prefix=prefix,
+        layer=LayerShape(
+            hidden=hidden,
+            heads=heads,
+            intermediate=config.size("intermediate_size"),
+            epsilon=config.number("layer_norm_eps", default=1e-12, below=1),
+            activation=config.activation("hidden_act"),
+        ),
+        layers=config.layers("num_hidden_layers"),
+        vocabulary=config.size("vocab_size"),
+        positions=config.size("max_position_embeddings"),
+        segments=config.size("type_vocab_size"),
+        embedding=embedding or hidden,
+        padding=padding,
+        head=head,
+    )
+    if trunk.max_tokens < 2:
+        raise BadPackage(
+            f"max_position_embeddings {trunk.positions} leaves no room behind pad_token_id {padding}: config.json contradicts itself"
+        )
+    return trunk
+
+
+def refuse_what_is_no_plain_encoder(config: Config) -> None:
+    """Raises UnsupportedModel for relative positions and decoders, which BERT's own code has as options."""
+    config.refuse("position_embedding_type", lambda value: value in (None, "absolute"), "'absolute'", default="absolute")
+    if config.get("is_decoder") or config.get("add_cross_attention"):
+        raise UnsupportedModel("config.json describes a decoder: only encoders are served")

@@ -49,7 +49,7 @@ def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     for layer in range(shape.layers):
         x, normed = _layer(g, shape, layer, x, normed)
     last = g.node("Reshape", [normed, "full"], "last_full")
-    last = g.node("Gather", [last, g.scalar("minus_one", -1)], "last", axis=1)
+    last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
     if shape.is_tied:
         g.node("Gemm", [last, table], "logits", transB=1)
     else:
@@ -70,8 +70,8 @@ def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -
     name = f"model.layers.{layer}"
     qkv = []
     for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
-        project = g.linear if shape.has_bias else g.project
-        flat = project(normed, f"{name}.self_attn.{part}_proj", shape.hidden, heads * shape.head_size, f"{name}.{part}.flat")
+        source, width = f"{name}.self_attn.{part}_proj", heads * shape.head_size
+        flat = g.linear(normed, source, shape.hidden, width, f"{name}.{part}.flat", has_bias=shape.has_bias)
         qkv.append(g.node("Reshape", [flat, "full"], f"{name}.{part}"))
     attended = _attend(g, shape, layer, qkv)
     flat = g.node("Reshape", [attended, g.integers("attended_flat", -1, shape.heads * shape.head_size)], f"{name}.attended.flat")

@@ -52,7 +52,7 @@ class StepBuilder(GraphBuilder):
 
     def project(self, x: str, name: str, inputs: int, outputs: int, output: str) -> str:
         """The line x @ weight.T, without a bias."""
-        return self.node("Gemm", [x, self.weight(f"{name}.weight", outputs, inputs)], output, transB=1)
+        return self.linear(x, name, inputs, outputs, output, has_bias=False)
 
     def rms_norm(self, x: str, name: str, width: int, epsilon: float, output: str) -> str:
         return self.node("SimplifiedLayerNormalization", [x, self.weight(f"{name}.weight", width)], output, axis=-1, epsilon=epsilon)

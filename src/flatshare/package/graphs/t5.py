@@ -11,6 +11,7 @@ at the same place, in every step.
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 from onnx import TensorProto
 
 from flatshare.package.graphs.builder import CONTRIB
@@ -83,7 +84,7 @@ def _first_tokens(g: "_Layers", shape: T5Shape, text: str) -> None:
         x, normed = g.norm_sum(attended, x, f"{block}.2.layer_norm")
         fed = g.feed_forward(f"{block}.2.DenseReluDense", normed)
         x, normed = g.norm_sum(fed, x, g.following("decoder", layer, shape.decoder_layers))
-    g.logits(normed, "begun")
+    g.logits(normed)
 
 
 def _step(shape: T5Shape) -> StepBuilder:
@@ -95,7 +96,14 @@ def _step(shape: T5Shape) -> StepBuilder:
     g.input("text_longest", _INT32, [1])
     g.input("buckets", _INT64, ["rows", 1, "total"])
     table = g.weight("decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", shape.buckets, shape.heads)
-    bias = g.node("Transpose", [g.node("Gather", [table, "buckets"], "bias_last"), ], "bias", perm=[0, 3, 1, 2])
+    bias = g.node(
+        "Transpose",
+        [
+            g.node("Gather", [table, "buckets"], "bias_last"),
+        ],
+        "bias",
+        perm=[0, 3, 1, 2],
+    )
     x, normed = g.embed("decoder", "input_ids")
     for layer in range(shape.decoder_layers):
         block = f"decoder.block.{layer}.layer"
@@ -105,7 +113,7 @@ def _step(shape: T5Shape) -> StepBuilder:
         x, normed = g.norm_sum(attended, x, f"{block}.2.layer_norm")
         fed = g.feed_forward(f"{block}.2.DenseReluDense", normed)
         x, normed = g.norm_sum(fed, x, g.following("decoder", layer, shape.decoder_layers))
-    g.logits(normed, "1")
+    g.logits(normed)
     return g
 
 
@@ -143,7 +151,7 @@ class _Layers(StepBuilder):
     def following(side: str, layer: int, layers: int) -> str:
         return f"{side}.final_layer_norm" if layer == layers - 1 else f"{side}.block.{layer + 1}.layer.0.layer_norm"
 
-    def parts(self, name: str, x: str, parts: str, side: str) -> list[str]:
+    def projected(self, name: str, x: str, parts: str, side: str) -> list[str]:
         """Projections q, k or v as [rows, tokens, inner]."""
         found = []
         for part in parts:
@@ -157,7 +165,7 @@ class _Layers(StepBuilder):
 
     def self_attention(self, name: str, x: str, bias: str, *, is_causal: bool, cache: str | None = None) -> str:
         """Over all tokens at once; with `cache`, keys and values are outputs too."""
-        qkv = self.parts(name, x, "qkv", name.partition(".")[0])
+        qkv = self.projected(name, x, "qkv", name.partition(".")[0])
         outputs = self._cache_outputs(cache, "begun") if cache else ()
         inputs = [*qkv, "", "", bias]
         settings = {"num_heads": self._shape.heads, "scale": 1.0, "unidirectional": int(is_causal)}
@@ -165,39 +173,37 @@ class _Layers(StepBuilder):
 
     def text_attention(self, name: str, x: str, text: str, cache: str) -> str:
         """From the decoder's tokens to the whole text, whose keys and values are outputs."""
-        inputs = [*self.parts(name, x, "q", "decoder"), *self.parts(name, text, "kv", "encoder")]
+        inputs = [*self.projected(name, x, "q", "decoder"), *self.projected(name, text, "kv", "encoder")]
         settings = {"num_heads": self._shape.heads, "scale": 1.0}
         outputs = self._cache_outputs(cache, "tokens")
         return self.joined(name, self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, unused=outputs, **settings))
 
     def cached_self_attention(self, name: str, x: str, bias: str, cache: str) -> str:
         past, present = self._cache(cache)
-        inputs = [*self.parts(name, x, "qkv", "decoder"), *past, "last_positions", "longest", "", "", "", bias]
+        inputs = [*self.projected(name, x, "qkv", "decoder"), *past, "last_positions", "longest", "", "", "", bias]
         return self.joined(name, self._grouped(inputs, f"{name}.attended", present))
 
     def cached_text_attention(self, name: str, x: str, cache: str) -> str:
         past, present = self._cache(cache)
         last = [self.input(f"last.{cache}.{part}", _FLOAT, ["rows", 1, self._shape.inner]) for part in ("key", "value")]
-        inputs = [*self.parts(name, x, "q", "decoder"), *last, *past, "text_last_positions", "text_longest"]
+        inputs = [*self.projected(name, x, "q", "decoder"), *last, *past, "text_last_positions", "text_longest"]
         return self.joined(name, self._grouped(inputs, f"{name}.attended", present))
 
     def feed_forward(self, name: str, x: str) -> str:
         s = self._shape
-        op = ACTIVATIONS[s.activation]
-        domain = "" if op == "Relu" else CONTRIB
-        if not s.is_gated:
-            inner = self.node(op, [self.project(x, f"{name}.wi", s.hidden, s.intermediate, f"{name}.wi.out")], f"{name}.inner", domain=domain)
+        op, widen = ACTIVATIONS[s.activation], (s.hidden, s.intermediate)
+        if s.is_gated:
+            active = self.activation(op, self.project(x, f"{name}.wi_0", *widen, f"{name}.wi_0.out"), f"{name}.active")
+            inner = self.node("Mul", [active, self.project(x, f"{name}.wi_1", *widen, f"{name}.wi_1.out")], f"{name}.inner")
         else:
-            gate = self.project(x, f"{name}.wi_0", s.hidden, s.intermediate, f"{name}.wi_0.out")
-            up = self.project(x, f"{name}.wi_1", s.hidden, s.intermediate, f"{name}.wi_1.out")
-            inner = self.node("Mul", [self.node(op, [gate], f"{name}.active", domain=domain), up], f"{name}.inner")
+            inner = self.activation(op, self.project(x, f"{name}.wi", *widen, f"{name}.wi.out"), f"{name}.inner")
         return self.project(inner, f"{name}.wo", s.intermediate, s.hidden, f"{name}.wo.out")
 
-    def logits(self, normed: str, tokens: str) -> None:
+    def logits(self, normed: str) -> None:
         """Of each row's last token."""
         s = self._shape
         full = self.node("Reshape", [normed, "decoder.full"], "last_full")
-        last = self.node("Gather", [full, self.scalar("minus_one", -1)], "last", axis=1)
+        last = self.node("Gather", [full, self.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
         if s.is_scaled:
             last = self.node("Mul", [last, self.number("scale", s.hidden**-0.5)], "scaled")
         if s.is_tied:

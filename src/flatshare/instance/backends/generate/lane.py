@@ -1,8 +1,8 @@
 """All that is being written with one model: one batch, which texts join and leave between any two steps.
 
-    waiting → reading (one at a time, in parts) → writing (all together, a token a step)
+waiting → reading (one at a time, in parts) → writing (all together, a token a step)
 
-    rows   |0 … n-1: writing, dense|  … |reading|
+rows   |0 … n-1: writing, dense|  … |reading|
 """
 
 import time

@@ -74,7 +74,8 @@ class LlamaNetwork(Network):
         self._prefill.output("logits", logits)
         self._prefill.run()
         self._lengths[row] = end
-        return logits[0]
+        scores: Logits = logits[0]
+        return scores
 
     def _row_shapes(self, capacity: int) -> Mapping[str, tuple[int, ...]]:
         return dict.fromkeys(self._names, (self._spec.kv_heads, capacity, self._spec.head_size))

@@ -56,7 +56,9 @@ class CacheMemory:
 
     def check(self) -> None:
         """The identity that holds after every step."""
-        assert self.session_bytes == sum(snapshot.size_bytes for snapshot in self._sessions.values()), "sessions do not add up. This is a bug."
+        assert self.session_bytes == sum(snapshot.size_bytes for snapshot in self._sessions.values()), (
+            "sessions do not add up. This is a bug."
+        )
         assert 0 <= self.row_bytes <= self.limit_bytes, "more was lent than there is. This is a bug."
         assert self.row_bytes + self.session_bytes <= self.limit_bytes, "more is held than there is. This is a bug."
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from flatshare.instance.backends.mapped import session_options
+from flatshare.instance.backends.sessions import session_options
 
 Weights = Mapping[str, ort.OrtValue]
 

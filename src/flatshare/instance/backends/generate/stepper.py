@@ -64,9 +64,7 @@ class Stepper:
 
     def statistics(self) -> StepperStatistics:
         memory = self.memory
-        return StepperStatistics(
-            self._steps, self._rows_stepped, memory.row_bytes, memory.session_bytes, memory.sessions, len(self._jobs)
-        )
+        return StepperStatistics(self._steps, self._rows_stepped, memory.row_bytes, memory.session_bytes, memory.sessions, len(self._jobs))
 
     def close(self) -> None:
         """Finish the step under way, and stop."""

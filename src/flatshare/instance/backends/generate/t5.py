@@ -93,7 +93,8 @@ class T5Network(Network):
         self._lengths[row] = first
         self._begin_text(row, text)
         self._prefill.forget()
-        return logits[0]
+        scores: Logits = logits[0]
+        return scores
 
     def _step_alone(self, row: int, token: int) -> Logits:
         """One token of one row; the other rows of the batch do not move."""
@@ -107,7 +108,8 @@ class T5Network(Network):
         self._step.output("logits", logits)
         self._step.run()
         self._lengths[row] += 1
-        return logits[0]
+        scores: Logits = logits[0]
+        return scores
 
     def _begin_text(self, row: int, length: int) -> None:
         """The step appends the text's last token anew each time, at the place where it is: GroupQueryAttention always appends one."""

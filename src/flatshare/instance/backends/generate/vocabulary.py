@@ -75,7 +75,7 @@ class Vocabulary:
 class TextWriter:
     """Bytes of tokens → text that may be shown: whole characters, nothing of a stop string, nothing of what was typed already.
 
-        written so far   ……………………|held back: half a character, or what may become a stop string|
+    written so far   ……………………|held back: half a character, or what may become a stop string|
     """
 
     def __init__(self, stop: tuple[str, ...], *, skip: int, strips_space: bool) -> None:

@@ -182,9 +182,7 @@ class Beams:
         """The best of what has ended, and of what has not."""
         power = self._rules.length_penalty
         open_ = [
-            (beam.Ended(b.tokens, b.score / len(b.tokens) ** power, b.score, is_cut=True), finish)
-            for b in self._search.running
-            if b.tokens
+            (beam.Ended(b.tokens, b.score / len(b.tokens) ** power, b.score, is_cut=True), finish) for b in self._search.running if b.tokens
         ]
         done = [(text, Finish.EOS) for text in self._search.ended]
         self._search = beam.Search(())

@@ -1,0 +1,155 @@
+"""From a trunk's vectors to an answer: pooling and what follows it, or a family's classification head."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from flatshare.package.graphs import blocks
+from flatshare.package.graphs.blocks import Trunk
+from flatshare.package.graphs.builder import INT32, GeneratedGraph, GraphBuilder
+
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")  # in the order in which old configs join them
+DENSE_ACTIVATIONS = {
+    "torch.nn.modules.linear.Identity": None,
+    "torch.nn.modules.activation.Tanh": "Tanh",
+    "torch.nn.modules.activation.ReLU": "Relu",
+    "torch.nn.modules.activation.GELU": "Gelu",
+    "torch.nn.modules.activation.Sigmoid": "Sigmoid",
+}
+"""Activations of sentence-transformers' Dense → operators."""
+INPUT_IDS, SEGMENTS = "input_ids", "token_type_ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A linear layer after the pooling, its weights in a folder of their own."""
+
+    path: str
+    inputs: int
+    outputs: int
+    has_bias: bool
+    activation: str | None
+    has_residual: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """sentence-transformers' LayerNorm module, likewise."""
+
+    path: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Normalize:
+    """Divide by the L2 norm."""
+
+
+Step = Dense | LayerNorm | Normalize
+
+
+@dataclass(frozen=True, slots=True)
+class SentenceHead:
+    """How token vectors become one vector."""
+
+    poolings: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+    @property
+    def is_normalized(self) -> bool:
+        return bool(self.steps) and isinstance(self.steps[-1], Normalize)
+
+    def width(self, hidden: int) -> int:
+        """Length of an embedding."""
+        dense = [step.outputs for step in self.steps if isinstance(step, Dense)]
+        return dense[-1] if dense else hidden * len(self.poolings)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceHead:
+    """One row of logits per text, or per pair of texts."""
+
+    labels: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHead:
+    """One row of logits per token."""
+
+    labels: int
+
+
+Head = SentenceHead | SequenceHead | TokenHead
+
+
+@lru_cache(maxsize=32)  # a fleet's models are of few architectures, and a graph takes a quarter of a small import
+def generated_graph(trunk: Trunk, head: Head, *, has_pairs: bool) -> GeneratedGraph:
+    """input_ids (and token_type_ids, if the model tells the parts of a pair apart) int64 [texts, tokens] → embedding or logits float32."""
+    g = GraphBuilder()
+    blocks.frame(g, trunk.hidden)
+    segments = g.node("Cast", [SEGMENTS], "segments", to=INT32) if has_pairs and trunk.has_segments else None
+    inputs = [INPUT_IDS, *([SEGMENTS] if segments else [])]
+    x = trunk.encode(g, segments)
+    if isinstance(head, TokenHead):
+        logits = trunk.token_logits(g, x, head.labels)
+        g.node("Concat", ["texts_tokens", g.integers("labels", head.labels)], "label_shape", axis=0)
+        output = g.node("Reshape", [logits, "label_shape"], "token_logits")
+        return g.finish(trunk.family, inputs, output, ["texts", "tokens", head.labels])
+    last = g.node("Reshape", [x, "full"], "last")
+    if isinstance(head, SequenceHead):
+        return g.finish(trunk.family, inputs, trunk.sequence_logits(g, last, head.labels), ["texts", head.labels])
+    return g.finish(trunk.family, inputs, _embedding(g, last, head), ["texts", head.width(trunk.hidden)])
+
+
+def _embedding(g: GraphBuilder, last: str, head: SentenceHead) -> str:
+    pooled = [_pool(g, last, pooling) for pooling in head.poolings]
+    vector = pooled[0] if len(pooled) == 1 else g.node("Concat", pooled, "joined", axis=1)
+    for index, step in enumerate(head.steps):
+        vector = _step(g, vector, step, f"step_{index}")
+    return g.node("Identity", [vector], "embedding")
+
+
+def _pool(g: GraphBuilder, last: str, pooling: str) -> str:
+    """From last [texts, tokens, hidden] to [texts, hidden]. Every token counts: rows are never padded."""
+    if pooling == "cls":
+        return blocks.first_token(g, last)
+    if pooling == "lasttoken":
+        row = g.node("Gather", [last, g.integers("minus_one", -1)], "last_token_row", axis=1)
+        return g.node("Squeeze", [row, g.integers("token_axis", 1)], "last_token")
+    if pooling == "max":
+        return g.node("ReduceMax", [last], "max", axes=[1], keepdims=0)
+    if pooling == "mean":
+        return g.node("ReduceMean", [last], "mean", axes=[1], keepdims=0)
+    if pooling == "weightedmean":
+        return _weighted_mean(g, last)
+    total = g.node("ReduceSum", [last, g.integers("token_axis", 1)], "total", keepdims=0)
+    length = blocks.as_float(g, blocks.token_count(g), "length_float")
+    return g.node("Div", [total, g.node("Sqrt", [length], "root_length")], "mean_sqrt_len")
+
+
+def _weighted_mean(g: GraphBuilder, last: str) -> str:
+    """The n-th token counts n times."""
+    places = g.node("Add", [blocks.as_float(g, blocks.token_range(g), "range_float"), g.number("one_float", 1)], "weights_line")
+    weights = g.node("Unsqueeze", [places, g.integers("weight_axes", 0, 2)], "weights")
+    total = g.node("ReduceSum", [g.node("Mul", [last, weights], "weighted"), g.integers("token_axis", 1)], "weighted_total", keepdims=0)
+    return g.node("Div", [total, g.node("ReduceSum", [places], "weights_total", keepdims=0)], "weightedmean")
+
+
+def _step(g: GraphBuilder, vector: str, step: Step, name: str) -> str:
+    if isinstance(step, Normalize):
+        return _normalize(g, vector, name)
+    if isinstance(step, LayerNorm):
+        return g.norm(vector, f"{step.path}/norm", step.width, 1e-5, name)  # torch.nn.LayerNorm's own epsilon
+    out = g.linear(vector, f"{step.path}/linear", step.inputs, step.outputs, f"{name}.linear", has_bias=step.has_bias)
+    if step.activation is not None:
+        out = g.activation(step.activation, out, f"{name}.active")
+    if not step.has_residual:
+        return out
+    same_width = step.inputs == step.outputs
+    skip = vector if same_width else g.linear(vector, f"{step.path}/residual", step.inputs, step.outputs, f"{name}.skip", has_bias=False)
+    return g.node("Add", [out, skip], name)
+
+
+def _normalize(g: GraphBuilder, vector: str, name: str) -> str:
+    """Divide by the L2 norm, at least 1e-12, as torch.nn.functional.normalize does."""
+    norm = g.node("ReduceL2", [vector], f"{name}.norm", axes=[1], keepdims=1)
+    return g.node("Div", [vector, g.node("Max", [norm, g.number("least_norm", 1e-12)], f"{name}.safe_norm")], name)
