@@ -71,13 +71,13 @@ def _dequantised(source: Path) -> Tensors:
 def _named(tables: dict[str, onnx.TensorProto], prefix: str) -> Tensors:
     """Embeddings, bias tables and norms keep their names in the file; the first part says whose they are."""
     found: Tensors = {}
-    for name in tables:
+    for name, table in tables.items():
         plain = name.removesuffix("_quantized")
         if not plain.endswith(".weight"):
             continue
         tail = plain.removeprefix("enc.").removeprefix("m.decoder.")
         target = "shared.weight" if tail.endswith("embed_tokens.weight") or tail == "m.shared.weight" else prefix + tail
-        found[target] = _widened(tables, plain) if name != plain else numpy_helper.to_array(tables[name]).astype(np.float32)
+        found[target] = _widened(tables, plain) if name != plain else numpy_helper.to_array(table).astype(np.float32)
     return found
 
 

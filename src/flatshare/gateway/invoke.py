@@ -14,7 +14,8 @@ from flatshare.core.errors import BadInput, BadPackage, FlatshareError, Instance
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import VariantRoute
-from flatshare.gateway.routes import RouteTable, model_address
+from flatshare.gateway import streaming
+from flatshare.gateway.routes import RouteTable, Upstream, model_address
 from flatshare.gateway.shadow import Answered, Shadows
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
@@ -54,6 +55,8 @@ class Invoker:
             reply = sagemaker.error_reply(error, request_id)
         finally:
             self._in_flight -= 1
+        if call.is_streamed:
+            reply = streaming.framed(reply)
         reply.afterwards = partial(self._settle, call, reply, time.monotonic() - started_s)
         return reply
 
@@ -79,7 +82,7 @@ class Invoker:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
             with upstream as client:
                 try:
-                    return await self._exchange(client, call, key, source), variant
+                    return self._hold(await self._exchange(client, call, key, source), upstream), variant
                 except InstanceHung:
                     raise
                 except InstanceGone as error:
@@ -88,11 +91,27 @@ class Invoker:
                         raise  # two instances died of it, or under it: a third is not put at risk
                     tried = frozenset({upstream.id})
 
+    def _hold(self, answer: Reply, upstream: Upstream) -> Reply:
+        """An answer that comes in parts is under way until its last."""
+        if answer.parts is not None:
+            self._in_flight += 1
+            upstream.in_flight += 1
+            answer.parts = streaming.HeldParts(answer.parts, partial(self._let_go, upstream))
+        return answer
+
+    def _let_go(self, upstream: Upstream) -> None:
+        self._in_flight -= 1
+        upstream.in_flight -= 1
+
     async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
         headers = [*call.forwarded_headers, *container.source_headers(source), (REQUEST_ID, call.request.id.encode())]
+        if call.is_streamed:
+            headers.append((container.STREAM, b"1"))
+        path, hold_s = f"/models/{key}/invoke", self._settings.hold_s
         try:
-            path = f"/models/{key}/invoke"
-            return await client.request("POST", path, headers=headers, body=call.request.body, timeout_s=self._settings.hold_s)
+            return await client.request(
+                "POST", path, headers=headers, body=call.request.body, timeout_s=hold_s, streamed=streaming.is_streamed
+            )
         except TimeoutError:
             return await self._too_late(client, key)
 
@@ -132,7 +151,7 @@ class Invoker:
         known = call.endpoint if call.endpoint in self._routes.endpoints else UNKNOWN
         phases = {_PHASES[name]: float(value) / 1e3 for name, value in reply.headers if name in _PHASES}
         self._metrics.answered(known, reply.status, took_s, phases)
-        if call.target is not None and reply.status in _COPIED:
+        if call.target is not None and reply.status in _COPIED and reply.parts is None and not call.is_streamed:
             self._shadows.copy(Answered(call, call.target, reply, took_s))
 
 

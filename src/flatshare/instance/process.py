@@ -11,6 +11,7 @@ from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.engines import Engines
+from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
@@ -35,7 +36,8 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
-    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers)})
+    writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=settings.max_waiting)
+    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers), "generate": writer})
     workbench = Workbench(settings.workers, settings.max_waiting)
     finder = ModelFinder(store, lookers, settings.disk_bytes)
     journal = Journal()
@@ -54,6 +56,7 @@ async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, f
     await server.run()
     finder.close()
     workbench.close()
+    writer.close()
     for pool in (threads, lookers):
         pool.shutdown(wait=True, cancel_futures=True)
     log.info("instance_stopped")

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import Overloaded
 from flatshare.core.ids import ModelKey
+from flatshare.instance import writing
+from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.cache import Lease, ModelCache
 from flatshare.instance.workbench import Workbench
 from flatshare.wire import container, infer
@@ -25,14 +27,32 @@ class Server:
         self._body_bytes = 0
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
-        with self._counted(request):
+        async with AsyncExitStack() as held:
+            held.enter_context(self._counted(request))
             asked = infer.parse(request.header("content-type"), request.body)
-            async with self._cache.lease(key, source) as lease:
-                signature, stop = lease.model.signature, threading.Event()
-                signature.require(asked.call)
-                run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop)
-                answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+            lease = await held.enter_async_context(self._cache.lease(key, source))
+            lease.model.signature.require(asked.call)
+            name = request.header(container.TARGET_MODEL, key)
+            if isinstance(lease.model, GeneratingModel):
+                return await self._write(lease, lease.model, asked, name, request, held)
+            stop = threading.Event()
+            run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop)
+            answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
+            return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+
+    async def _write(
+        self, lease: Lease, model: GeneratingModel, asked: infer.WireCall, name: str, request: Request, held: AsyncExitStack
+    ) -> Reply:
+        """A model that writes runs on a thread of its own, many texts at once; only tokenising takes a worker."""
+        prepared = await self._workbench.run(partial(model.prepare, asked.call))
+        form = writing.stream_form(request, asked)
+        if form is not None:
+            reply = await writing.in_parts(model, prepared.result, form, writing.Label(name, lease.digest), held)
+            reply.headers = _timings(lease, prepared.seconds, prepared.waited_s)
+            return reply
+        written = await writing.whole(model, prepared.result, asked)
+        answer = infer.render(asked, model.signature.task, written.result, name, lease.digest)
+        return Reply(200, answer.body, answer.content_type, _timings(lease, written.seconds, prepared.waited_s))
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:

@@ -17,6 +17,8 @@ from flatshare.wire.http import Reply, Request
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
 SOURCE_URI = "x-flatshare-source-uri"
 SOURCE_ROOT = "x-flatshare-source-root"
+STREAM = b"x-flatshare-stream"
+"""The caller wants the answer in parts, as they come."""
 MODEL_DIGEST = b"x-flatshare-model-digest"
 COLD_START_MS = b"x-flatshare-cold-start-ms"
 MODEL_MS = b"x-flatshare-model-ms"

@@ -19,7 +19,8 @@ _MAX_STOPS = 16
 _MAX_STOP_CHARACTERS = 256
 _MAX_TYPED_CHARACTERS = 8192
 _MAX_SESSION_CHARACTERS = 256
-_ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_beams": "beams", "details": "has_details"}
+_ALIASES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_beams": "beams"}
+_FIELDS = {"details": "has_details"}
 STREAM = "stream"
 
 
@@ -33,7 +34,7 @@ def parse(parameters: Mapping[str, Scalar]) -> Decoding:
         check = _CHECKS.get(name)
         if check is None:
             raise BadInput(f"parameter '{spelled[:64]}' is not known: known are {', '.join(_CHECKS)}")
-        fields[name] = check(spelled, value)
+        fields[_FIELDS.get(name, name)] = check(spelled, value)
     decoding = Decoding(**fields)
     _check_together(decoding)
     return decoding
@@ -175,5 +176,5 @@ _CHECKS: Mapping[str, Callable[[str, Scalar], Any]] = {
     "typed": _text(_MAX_TYPED_CHARACTERS),
     "session": _text(_MAX_SESSION_CHARACTERS),
     "deadline_ms": _number(1, 3_600_000),
-    "has_details": _flag,
+    "details": _flag,
 }

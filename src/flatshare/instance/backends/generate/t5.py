@@ -43,10 +43,7 @@ class T5Network(Network):
     def read(self, row: int) -> Logits | None:
         prompt = self._unread[row]
         read = int(self._lengths[row])
-        if read == 0:
-            logits = self._read_all(row, prompt)
-        else:
-            logits = self._step_alone(row, prompt.first[read])
+        logits = self._step_alone(row, prompt.first[read]) if read else self._read_all(row, prompt)
         if self._lengths[row] < len(prompt.first):
             return None
         del self._unread[row]
