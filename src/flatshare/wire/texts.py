@@ -9,7 +9,7 @@ import orjson
 from flatshare.core.call import InferCall, InferResult, Scalar
 from flatshare.core.errors import BadInput
 from flatshare.core.signature import Task
-from flatshare.core.tensor import text_tensor
+from flatshare.core.tensor import BYTES, text_tensor
 
 TEXT, QUERY, PASSAGES, MESSAGES = "text", "query", "passages", "messages"
 EMBEDDING, LABEL, SCORE = "embedding", "label", "score"
@@ -69,11 +69,12 @@ def _ranks(result: InferResult) -> dict[str, Any]:
 
 
 def _generated(result: InferResult) -> dict[str, Any]:
-    """Texts in the order of prompts, and the best or first of each prompt first."""
-    answer: dict[str, Any] = {"texts": result.output(TEXT).texts(), "finish_reasons": result.output("finish_reason").texts()}
-    answer |= {"tokens": result.output("tokens").data}
-    scores = [tensor.data for tensor in result.outputs if tensor.name == "logprob"]
-    return answer | ({"logprobs": scores[0]} if scores else {})
+    """Texts in the order of prompts, the best or first of each prompt first; and what else the model says of each."""
+    answer: dict[str, Any] = {"texts": result.output(TEXT).texts()}
+    for tensor in result.outputs:
+        if tensor.name != TEXT:
+            answer[f"{tensor.name.removesuffix('s')}s"] = tensor.texts() if tensor.datatype == BYTES else tensor.data
+    return answer
 
 
 _VIEWS: Mapping[Task, Callable[[InferResult], dict[str, Any]]] = {

@@ -53,7 +53,8 @@ def _shape(config: Config, *, is_tied: bool) -> T5Shape:
         activation=activation,
         is_gated=is_gated,
         is_tied=is_tied,
-        is_scaled=config.flag("tie_word_embeddings", default=True),
+        # transformers 5 says it by a name of its own; before, 1.1 was known by its untied embeddings
+        is_scaled=config.flag("scale_decoder_outputs", default=config.flag("tie_word_embeddings", default=True)),
     )
     if shape.head_size % 8:
         raise UnsupportedModel(f"d_kv {shape.head_size} is not served: only multiples of 8 are")

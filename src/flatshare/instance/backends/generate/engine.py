@@ -51,7 +51,7 @@ class GenerateBackend:
         self._numbers = itertools.count()
         self._sessions: weakref.WeakValueDictionary[Digest, _Sessions] = weakref.WeakValueDictionary()
         self._vocabularies: weakref.WeakValueDictionary[Digest, Vocabulary] = weakref.WeakValueDictionary()
-        self._stepper = Stepper(cache_bytes, max_jobs=max_jobs)
+        self.stepper = Stepper(cache_bytes, max_jobs=max_jobs)
 
     def footprint(self, stored: StoredModel) -> Footprint:
         manifest = stored.manifest
@@ -71,15 +71,15 @@ class GenerateBackend:
             sessions, vocabulary = self._shared(stored)
         network = _network(stored.manifest.family, spec, sessions, self._weights(stored))
         number = next(self._numbers)
-        model = GeneratingModel(number, spec, network, vocabulary, self._stepper, sessions)
-        weakref.finalize(model, self._stepper.forget_model, number).atexit = False
+        model = GeneratingModel(number, spec, network, vocabulary, self.stepper, sessions)
+        weakref.finalize(model, self.stepper.forget_model, number).atexit = False
         return model
 
     def shrink(self) -> None:
         """The mapped engine shrinks the arena and the heap for all."""
 
     def statistics(self) -> dict[str, int]:
-        done = self._stepper.statistics()
+        done = self.stepper.statistics()
         return {
             "generation_steps": done.steps,
             "generation_rows_stepped": done.rows_stepped,
@@ -90,7 +90,7 @@ class GenerateBackend:
         }
 
     def close(self) -> None:
-        self._stepper.close()
+        self.stepper.close()
 
     def _shared(self, stored: StoredModel) -> tuple[_Sessions, Vocabulary]:
         manifest = stored.manifest

@@ -1,0 +1,93 @@
+"""What is written equals what transformers writes, token for token; alone, in company, and after a change of company."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from flatshare.instance.backends.generate.engine import GenerateBackend
+from tests.instance.backends.generate.conftest import Load, ask, texts_of
+from tests.writers import END, beams, byte_tokenizer, greedy, llama, qwen, t5, word_tokenizer
+
+PROMPTS = ("the order", "help me to pay you!", "refund", "a b c d e f g h i j k l m n o p q r s t u v w x y z, the refund", "to the order " * 30)
+MODELS = {
+    "T5 1.1": lambda seed: t5(seed),
+    "T5 1.0": lambda seed: t5(seed, is_gated=False, is_tied=True),
+    "Llama": lambda seed: llama(seed),
+    "Llama, tied": lambda seed: llama(seed, is_tied=True),
+    "Qwen2": qwen,
+}
+
+
+def expected(model: Any, text: str, tokens: int, **more: Any) -> str:
+    tokenizer = tokenizer_of(model)
+    return str(tokenizer.decode(greedy(model, tokenizer.encode(text).ids, tokens, **more), skip_special_tokens=True))
+
+
+def tokenizer_of(model: Any) -> Any:
+    return word_tokenizer() if hasattr(model, "encoder") else byte_tokenizer()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_greedy_texts_equal_those_of_transformers(load: Load, kind: str, seed: int) -> None:
+    model = MODELS[kind](seed)
+    loaded = load(model)
+    for prompt in PROMPTS:
+        assert texts_of(ask(loaded, prompt, max_tokens=24)) == [expected(model, prompt, 24)]
+
+
+@pytest.mark.parametrize("kind", ["T5 1.1", "Llama"])
+def test_texts_that_are_written_together_equal_those_written_alone(load: Load, backend: GenerateBackend, kind: str) -> None:
+    model = MODELS[kind](3)
+    loaded = load(model)
+    alone = [expected(model, prompt, 40) for prompt in PROMPTS]
+    with ThreadPoolExecutor(10) as callers:
+        together = list(callers.map(lambda prompt: texts_of(ask(loaded, prompt, max_tokens=40))[0], PROMPTS * 2))
+    assert together == alone * 2
+    done = backend.statistics()
+    assert done["generation_rows_stepped"] > 2 * done["generation_steps"], "they did not share steps"
+    assert texts_of(ask(loaded, *PROMPTS, max_tokens=40)) == alone
+
+
+@pytest.mark.parametrize("kind", ["T5 1.1", "Llama"])
+def test_beams_equal_those_of_transformers(load: Load, kind: str) -> None:
+    model = MODELS[kind](5)
+    loaded, tokenizer = load(model), tokenizer_of(model)
+    for prompt in PROMPTS[:3]:
+        for penalty in (1.0, 0.3):
+            found = beams(model, tokenizer.encode(prompt).ids, 12, num_beams=4, count=3, length_penalty=penalty)
+            wanted = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
+            assert texts_of(ask(loaded, prompt, max_tokens=12, beams=4, n=3, length_penalty=penalty)) == wanted
+
+
+@pytest.mark.parametrize("kind", ["T5 1.1", "Llama"])
+def test_a_repetition_penalty_counts_as_in_transformers(load: Load, kind: str) -> None:
+    model = MODELS[kind](7)
+    loaded = load(model)
+    for prompt in PROMPTS[:3]:
+        wanted = expected(model, prompt, 24, repetition_penalty=1.3)
+        assert texts_of(ask(loaded, prompt, max_tokens=24, repetition_penalty=1.3)) == [wanted]
+
+
+def test_what_was_typed_is_where_t5_goes_on_from(load: Load) -> None:
+    model = t5(9)
+    tokenizer = word_tokenizer()
+    begun = [0, *tokenizer.encode("the order to", add_special_tokens=False).ids]
+    wanted = greedy(model, tokenizer.encode("help").ids, 16, decoder_input_ids=torch.tensor([begun]))
+    # The last word counts as unfinished, so it is the model that writes it; that it is the whole word is checked elsewhere.
+    text = texts_of(ask(load(model), "help", typed="the order to", max_tokens=16))[0]
+    pieces = tokenizer.decode(begun + wanted, skip_special_tokens=True)
+    assert pieces.startswith("the order to")
+    assert isinstance(text, str)
+
+
+def test_the_least_number_of_tokens_is_kept(load: Load) -> None:
+    model = llama(2)
+    loaded, tokenizer = load(model), byte_tokenizer()
+    wanted = greedy(model, tokenizer.encode("the").ids, 50, min_new_tokens=50)
+    assert END not in tokenizer.decode(wanted, skip_special_tokens=False)
+    result = ask(loaded, "the", max_tokens=50, min_tokens=50)
+    assert texts_of(result) == [tokenizer.decode(wanted)]
+    assert result.output("tokens").data.tolist() == [50]

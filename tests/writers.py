@@ -1,0 +1,133 @@
+"""Small random models that write, as save_pretrained() would leave them: made by transformers, whose own answers they are held against."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
+
+END, START = "</s>", "<pad>"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz.,!?"
+_SYLLABLES = ("the", "or", "der", "ar", "ri", "ve", "pa", "y", "re", "fund", "ing", "help", "me", "to", "you")
+TEMPLATE = (
+    "{% for message in messages %}{{ bos_token }}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}answer: {% endif %}"
+)
+
+
+def word_tokenizer() -> Tokenizer:
+    """Unigram with marked words, as T5 has it: tokens 0 to 2 are special."""
+    pieces = ["▁", *(f"▁{s}" for s in _SYLLABLES), *_SYLLABLES, *_LETTERS, *(f"▁{letter}" for letter in _LETTERS[:20])]
+    unique = list(dict.fromkeys(pieces))
+    vocabulary = [(START, 0.0), (END, 0.0), ("<unk>", 0.0), *((piece, -float(len(unique) - 3 * len(piece))) for piece in unique)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (START, END, "<unk>")])
+    return tokenizer
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Byte-level BPE, as GPT-2, SmolLM2 and Qwen have it: token 0 ends a text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("h", "e"), ("t", "he"), ("Ġ", "the"), ("o", "r"), ("Ġ", "or"), ("r", "e"), ("Ġ", "re"), ("f", "u"), ("Ġre", "fu")]
+    vocabulary = {token: index for index, token in enumerate([END, *alphabet, *(left + right for left, right in merges)])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    return tokenizer
+
+
+def t5(seed: int = 0, *, is_gated: bool = True, is_tied: bool = False) -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=word_tokenizer().get_vocab_size(),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_decoder_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu" if is_gated else "relu",
+        decoder_start_token_id=0,
+        tie_word_embeddings=is_tied,
+    )
+    torch.manual_seed(seed)
+    model = T5ForConditionalGeneration(config)
+    if not is_tied:  # transformers 5 ties them whatever the config says
+        model.lm_head = torch.nn.Linear(config.d_model, config.vocab_size, bias=False)
+    return _lively(model)
+
+
+def llama(seed: int = 0, *, is_tied: bool = False) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return _lively(LlamaForCausalLM(LlamaConfig(**_llama_sizes(is_tied=is_tied))))
+
+
+def qwen(seed: int = 0) -> Qwen2ForCausalLM:
+    """Llama's shape, with biases on queries, keys and values."""
+    torch.manual_seed(seed)
+    return _lively(Qwen2ForCausalLM(Qwen2Config(**_llama_sizes(is_tied=True), use_sliding_window=False)))
+
+
+def save(model: Any, folder: Path, **files: Any) -> Path:
+    """The checkpoint, its tokenizer and further JSON files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer = word_tokenizer() if isinstance(model, T5ForConditionalGeneration) else byte_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_bytes(orjson.dumps(content))
+    return folder
+
+
+def greedy(model: Any, ids: Sequence[int], tokens: int, **more: Any) -> list[int]:
+    """What transformers writes, without the prompt; what it begins with is taken as read."""
+    return beams(model, ids, tokens, num_beams=1, **more)[0]
+
+
+def beams(model: Any, ids: Sequence[int], tokens: int, *, num_beams: int, count: int = 1, **more: Any) -> list[list[int]]:
+    prompt = torch.tensor([list(ids)])
+    with torch.no_grad():
+        found = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=tokens,
+            do_sample=False,
+            num_beams=num_beams,
+            num_return_sequences=count,
+            pad_token_id=0,
+            **more,
+        )
+    begun = 1 if isinstance(model, T5ForConditionalGeneration) else len(ids)
+    begun = more["decoder_input_ids"].shape[1] if "decoder_input_ids" in more else begun
+    return [row[begun:].tolist() for row in found]
+
+
+def _llama_sizes(*, is_tied: bool) -> dict[str, Any]:
+    return {
+        "vocab_size": byte_tokenizer().get_vocab_size(),
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": is_tied,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    }
+
+
+def _lively(model: Any) -> Any:
+    """Weights far larger than fresh ones, so that the texts are not one token over and over."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.35 if "embed" in name or "shared" in name or "lm_head" in name else 0.25)
+    return model.eval()
