@@ -9,6 +9,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
 
+torch.set_num_threads(1)  # the models are tiny, and other tests run meanwhile
 END, START = "</s>", "<pad>"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz.,!?"
 _SYLLABLES = ("the", "or", "der", "ar", "ri", "ve", "pa", "y", "re", "fund", "ing", "help", "me", "to", "you")

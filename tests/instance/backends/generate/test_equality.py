@@ -1,16 +1,25 @@
 """What is written equals what transformers writes, token for token; alone, in company, and after a change of company."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from flatshare.instance.backends.generate.engine import GenerateBackend
+from flatshare.instance.backends.generate.vocabulary import Vocabulary, split_typed
+from flatshare.instance.backends.generate.writing import rest_of
 from tests.instance.backends.generate.conftest import Load, ask, texts_of
 from tests.writers import END, beams, byte_tokenizer, greedy, llama, qwen, t5, word_tokenizer
 
-PROMPTS = ("the order", "help me to pay you!", "refund", "a b c d e f g h i j k l m n o p q r s t u v w x y z, the refund", "to the order " * 30)
+PROMPTS = (
+    "the order",
+    "help me to pay you!",
+    "refund",
+    "a b c d e f g h i j k l m n o p q r s t u v w x y z, the refund",
+    "to the order " * 30,
+)
 MODELS = {
     "T5 1.1": lambda seed: t5(seed),
     "T5 1.0": lambda seed: t5(seed, is_gated=False, is_tied=True),
@@ -71,16 +80,28 @@ def test_a_repetition_penalty_counts_as_in_transformers(load: Load, kind: str) -
         assert texts_of(ask(loaded, prompt, max_tokens=24, repetition_penalty=1.3)) == [wanted]
 
 
-def test_what_was_typed_is_where_t5_goes_on_from(load: Load) -> None:
-    model = t5(9)
-    tokenizer = word_tokenizer()
-    begun = [0, *tokenizer.encode("the order to", add_special_tokens=False).ids]
-    wanted = greedy(model, tokenizer.encode("help").ids, 16, decoder_input_ids=torch.tensor([begun]))
-    # The last word counts as unfinished, so it is the model that writes it; that it is the whole word is checked elsewhere.
-    text = texts_of(ask(load(model), "help", typed="the order to", max_tokens=16))[0]
-    pieces = tokenizer.decode(begun + wanted, skip_special_tokens=True)
-    assert pieces.startswith("the order to")
-    assert isinstance(text, str)
+@pytest.mark.parametrize("typed", ["the order to", "hel", "pay you th", "to "])
+def test_what_was_typed_constrains_t5_as_a_prefix_function_would(load: Load, tmp_path: Path, typed: str) -> None:
+    """transformers has no such thing built in: it is given the same rule, and must come to the same tokens."""
+    model, tokenizer = t5(9), word_tokenizer()
+    loaded = load(model)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = Vocabulary(tmp_path / "tokenizer.json")
+    words, half = split_typed(typed)
+    begun = [0, *(tokenizer.encode(words, add_special_tokens=False).ids if words else [])]
+    unfinished = (half if half.startswith(" ") else f" {half}").encode()
+
+    def allowed(_: int, ids: torch.Tensor) -> list[int]:
+        left = unfinished
+        for token in ids[len(begun) :].tolist():
+            left = rest_of(left, vocabulary.piece(token))
+        return list(vocabulary.continuing(left)) if left else list(range(vocabulary.tokenizer.get_vocab_size()))
+
+    prompt = tokenizer.encode("help").ids
+    wanted = greedy(model, prompt, 16, decoder_input_ids=torch.tensor([begun]), prefix_allowed_tokens_fn=allowed)
+    spelled = b"".join(vocabulary.piece(token) for token in wanted)
+    assert spelled.startswith(unfinished)
+    assert texts_of(ask(loaded, "help", typed=typed, max_tokens=16)) == [spelled[len(unfinished) :].decode()]
 
 
 def test_the_least_number_of_tokens_is_kept(load: Load) -> None:

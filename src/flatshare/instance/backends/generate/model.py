@@ -58,6 +58,8 @@ class GeneratingModel:
 
     def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
         """Write to the end and answer. Raises BadInput, Overloaded, Abandoned."""
+        if stop is not None and stop.is_set():
+            raise Abandoned("the caller has left")
         waiter = _Waiter()
         job = self.start(self.prepare(call), waiter)
         while not waiter.is_over.wait(_LOOK_S):
@@ -66,8 +68,7 @@ class GeneratingModel:
                 waiter.is_over.wait()
         if waiter.error is not None:
             raise waiter.error
-        if waiter.result is None:
-            raise Abandoned("the caller has left")
+        assert waiter.result is not None, "over without a result or an error. This is a bug."
         return generation.result_of(waiter.result, call, job.tasks[0].decoding)
 
     def _texts(self, call: InferCall) -> list[str]:
