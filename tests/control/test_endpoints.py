@@ -43,6 +43,23 @@ def test_an_endpoint_comes_into_service_and_goes(server: Server) -> None:
     assert server.house.driver.instances == {}
 
 
+@pytest.mark.parametrize("mode", ["legacy", "standard"])
+def test_a_whole_deployment_needs_no_retry_in_either_of_boto3_s_modes(server: Server, mode: str) -> None:
+    client = server.client({"mode": mode})
+    attempts: list[int] = []
+    client.meta.events.register("after-call", lambda parsed, **_: attempts.append(parsed["ResponseMetadata"]["RetryAttempts"]))
+    deploy(client)
+    wait(client, "endpoint_in_service")
+    client.update_endpoint(EndpointName="e", EndpointConfigName="e-config")
+    wait(client, "endpoint_in_service")
+    client.delete_endpoint(EndpointName="e")
+    wait(client, "endpoint_deleted")
+    client.delete_endpoint_config(EndpointConfigName="e-config")
+    client.delete_model(ModelName="m")
+    assert len(attempts) > 8
+    assert set(attempts) == {0}
+
+
 def test_an_endpoint_in_service_is_described_in_aws_s_shape(sagemaker: Any) -> None:
     deploy(sagemaker, variants=[variant(count=2, RoutingConfig={"RoutingStrategy": "RANDOM"})])
     wait(sagemaker, "endpoint_in_service")

@@ -85,16 +85,16 @@ async def test_the_snapshot_shows_endpoints_with_their_instances() -> None:
 
 async def test_a_transaction_that_fails_changes_nothing(database_url: str) -> None:
     state = State(database_url)
-    await state.open()
+    await state.open(now_s=0.0)
     definition = Definition("m", 1.0, {"a": 1})
-    await state.run(lambda rows: rows.models.add(definition))
+    await state.change(lambda rows: rows.models.add(definition))
 
     def add_and_fail(rows: Rows) -> None:
         rows.models.add(replace(definition, name="n"))
         raise LookupError
 
     with pytest.raises(LookupError):
-        await state.run(add_and_fail)
-    assert await state.run(lambda rows: rows.models.find("m")) == definition
-    assert await state.run(lambda rows: rows.models.all()) == [replace(definition, params={})]
+        await state.change(add_and_fail)
+    assert await state.look(lambda rows: rows.models.find("m")) == definition
+    assert await state.look(lambda rows: rows.models.all()) == [replace(definition, params={})]
     await state.close()

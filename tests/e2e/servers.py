@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,11 +114,15 @@ def command(data: Path, memory: str) -> list[str]:
 
 
 @contextmanager
-def serving(data: Path, *, memory: str = "1GiB", environment: Mapping[str, str] | None = None) -> Iterator[RunningServer]:
+def serving(
+    data: Path, *, memory: str = "1GiB", environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[RunningServer]:
     """A server over `data`, its log in DATA/server.log. What the test has not ended itself is ended here, by pid."""
     data.mkdir(parents=True, exist_ok=True)
     with (data / "server.log").open("ab") as log:
-        process = subprocess.Popen(command(data, memory), stdout=subprocess.PIPE, stderr=log, env=clean_environment(environment))
+        process = subprocess.Popen(
+            [*command(data, memory), *options], stdout=subprocess.PIPE, stderr=log, env=clean_environment(environment)
+        )
     with process:
         try:
             yield RunningServer(process, _first_json(process)["url"])
@@ -158,7 +162,7 @@ def wait_for_ends(pids: list[int], *, within_s: float) -> list[int]:
             os.close(descriptor)
 
 
-def until(holds: Callable[[], bool], *, within_s: float = 20.0) -> None:
+def until(holds: Callable[[], bool], *, within_s: float = 60.0) -> None:
     """Look again and again; each look is a call to the server, which takes its time, so this neither sleeps nor spins."""
     deadline_s = time.monotonic() + within_s
     while not holds():

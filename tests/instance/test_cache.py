@@ -288,6 +288,7 @@ class TestBudget:
         await flat.use("m0", "m1", "m2", "m3")
         await flat.cache.set_memory(BASE + SESSION + 2 * (OWN + 1_000))
         assert flat.resident == {"m2", "m3"}
+        assert flat.journal.evictions == {"shrunk": 2}
 
     async def test_a_budget_that_what_is_in_use_exceeds_is_not_taken(self) -> None:
         async with running_flat(50_000, anonymous_share=1.0, patience_s=0.02) as flat:
@@ -312,6 +313,7 @@ async def test_decisions_are_noted_with_their_reasons(flat: Flat) -> None:
     assert [entry.model for entry in flat.entries("unload")] == [source("m4").uri]
     assert all("new of" in entry.reason for entry in flat.entries("load"))
     assert flat.journal.counts == {"load": 5, "evict": 1, "unload": 1}
+    assert flat.journal.evictions == {"mapped": 1, "asked": 1}
 
 
 async def test_the_snapshot_shows_the_most_recently_used_first(flat: Flat) -> None:

@@ -5,17 +5,19 @@ from itertools import product
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flatshare.policy.beam import BEGINNING, BeamRules, Search, advance
 
 END = 0
 
 
-def model(seed: int, tokens: tuple[int, ...], vocabulary: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def model(seed: int, tokens: tuple[int, ...], vocabulary: int) -> NDArray[np.float32]:
     """Log-probabilities of what follows, different for each beginning."""
     dice = np.random.default_rng((seed, *tokens))
     scores = dice.normal(0, 2, vocabulary)
-    return (scores - np.log(np.exp(scores).sum())).astype(np.float32)
+    found: NDArray[np.float32] = (scores - np.log(np.exp(scores).sum())).astype(np.float32)
+    return found
 
 
 def searched(seed: int, vocabulary: int, rules: BeamRules) -> Search:

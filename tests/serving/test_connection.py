@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,10 +42,12 @@ class House:
 
 
 @asynccontextmanager
-async def house(bounds: Bounds | None = None, drain_s: float = 5.0) -> AsyncIterator[House]:
+async def house(
+    bounds: Bounds | None = None, drain_s: float = 5.0, most: Most | None = None, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[House]:
     built = House()
-    built.server = HandlerServer(built.handle, bounds or Bounds(max_body_bytes=1000), drain_s=drain_s)
-    built.port = await built.server.listen_on_port("127.0.0.1", 0)
+    built.server = HandlerServer(built.handle, bounds or Bounds(max_body_bytes=1000), drain_s=drain_s, most=most)
+    built.port = await built.server.listen_on_port("127.0.0.1", 0, tls)
     running = asyncio.create_task(built.server.run())
     try:
         yield built
@@ -148,6 +151,10 @@ async def test_a_body_far_beyond_the_limit_is_cut_off() -> None:
         (b"GET / HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 200),
         (b"GET /" + b"u" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"".join(b"x%d: y\r\n" % n for n in range(129)) + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 129 + b"\r\n", 431),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
     ],
 )
 async def test_what_cannot_go_on_is_answered_and_the_connection_ends(sent: bytes, status: int) -> None:
@@ -252,3 +259,97 @@ async def test_beyond_the_most_connections_newcomers_are_hung_up_on() -> None:
                 assert await second.end() == b""
     server.stop()
     await running
+
+
+async def test_a_request_says_where_it_came_from_and_keeps_its_path_as_it_was_sent() -> None:
+    async with house() as built, caller(built) as c:
+        c.writer.write(b"GET /a%2Fb%20c?x=%20 HTTP/1.1\r\nHost: h\r\n\r\n")
+        await c.answer()
+        [request] = built.requests
+        assert (request.peer, request.raw_path, request.path, request.query) == ("127.0.0.1", b"/a%2Fb%20c", "/a/b c", b"x=%20")
+
+
+async def test_one_address_does_not_take_all_connections() -> None:
+    async with house(most=Most(connections=100, connections_per_peer=2)) as built, caller(built) as first:
+        async with caller(built) as second:
+            for c in (first, second):
+                c.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                assert (await c.answer())[0] == 200
+            async with caller(built) as third:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await third.end() == b""
+        first.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert (await first.answer())[0] == 200
+        await _until_a_newcomer_is_served(built)
+
+
+async def _until_a_newcomer_is_served(built: House) -> None:
+    """A place is free once the server has heard that its holder left."""
+    async with asyncio.timeout(10):
+        while True:
+            async with caller(built) as c:
+                c.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+                with contextlib.suppress(ConnectionResetError, asyncio.IncompleteReadError):
+                    assert (await c.answer())[0] == 200
+                    return
+
+
+async def test_all_bodies_together_are_bounded_and_given_back() -> None:
+    head = b"POST /wait HTTP/1.1\r\nHost: h\r\nContent-Length: 600\r\n\r\n"
+    async with house(most=Most(body_bytes=1000)) as built, caller(built) as first:
+        first.writer.write(head + bytes(600))
+        await built.arrived.wait()
+        async with caller(built) as second:
+            second.writer.write(head + bytes(600))
+            assert (await second.answer())[0] == 503
+            assert await second.end() == b""
+        built.gate.set()
+        assert (await first.answer())[0] == 200
+        for _ in range(3):
+            first.writer.write(head + bytes(600))
+            assert (await first.answer())[0] == 200
+        assert len(built.requests) == 4, "what was refused half read was never handled"
+
+
+@pytest.mark.parametrize("length", [600, 1500], ids=["half sent", "too large to keep"])
+async def test_the_bytes_of_a_caller_who_leaves_are_given_back(length: int) -> None:
+    async with house(most=Most(body_bytes=1000)) as built:
+        for _ in range(5):
+            async with caller(built) as c:
+                c.writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % length + bytes(599))
+                await c.writer.drain()
+                c.writer.write_eof()
+                with contextlib.suppress(ConnectionResetError):
+                    await c.end()
+        async with caller(built) as c:
+            c.writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 900\r\n\r\n" + bytes(900))
+            assert (await c.answer())[0] == 200
+
+
+async def test_whoever_sends_far_ahead_of_the_answers_is_cut_off() -> None:
+    async with house() as built, caller(built) as c:
+        c.writer.write(b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n" + b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" * 100)
+        with contextlib.suppress(ConnectionResetError):
+            assert await c.end() == b""
+        async with asyncio.timeout(10):
+            await built.cancelled.wait()
+        assert len(built.requests) == 1
+
+
+@pytest.mark.slow
+async def test_a_request_that_drips_is_cut_off_in_time() -> None:
+    """Slow loris: a byte now and then keeps a connection busy, not its time from running out."""
+    async with house(Bounds(max_body_bytes=9, receive_s=0.5)) as built, caller(built) as c:
+
+        async def drip() -> None:
+            with contextlib.suppress(ConnectionError):
+                for byte in b"GET / HTTP/1.1\r\nX-Slow: " + b"y" * 10_000:
+                    c.writer.write(bytes([byte]))
+                    await c.writer.drain()
+                    await asyncio.sleep(0.05)  # dripping is the point
+
+        dripping = asyncio.create_task(drip())
+        assert (await c.answer())[0] == 408
+        assert await c.end() == b""
+        dripping.cancel()
+        assert built.requests == []

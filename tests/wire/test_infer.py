@@ -68,7 +68,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "v2, whole numbers that are not": (v2(datatype="INT64", data=[1.5, 2]), "holds something else"),
     "v2, truth that is a number": (v2(datatype="BOOL", data=[1, 0]), "holds something else"),
     "v2, ragged numbers": (v2(datatype="FP32", data=[[1], [2, 3]]), "no regular list"),
-    "v2, numbers nested 100 deep": (v2(datatype="FP32", data=[orjson.loads("[" * 100 + "1" + "]" * 100)] * 2), "no regular list"),
+    "v2, numbers nested 100 deep": (v2(datatype="FP32", data=[orjson.loads("[" * 100 + "1" + "]" * 100)] * 2), "nested more than 64 deep"),
     "v2, a number beyond its type": (v2(datatype="UINT8", data=[1, 256]), "numbers that UINT8 cannot hold"),
     "v2, a number below its type": (v2(datatype="UINT8", data=[1, -1]), "numbers that UINT8 cannot hold"),
     "v2, BF16 in JSON": (v2(datatype="BF16", data=[1, 2]), "send it as a binary tensor"),

@@ -11,22 +11,27 @@ from typing import Any, Self
 
 import httptools
 import orjson
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
 
 from flatshare.bench.machine import Memory, cpu_seconds, family, memory_of
 from flatshare.client.aws import aws_client
 from flatshare.client.deploy import EndpointPlan, ensure_endpoint
+from flatshare.core.access import AccessKey
 
 ENDPOINT = "embeddings"
+_INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 
 
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, key: AccessKey | None = None) -> None:
         self.process = process
         self.url = url
-        self.sagemaker = aws_client("sagemaker", url)
-        self.runtime = aws_client("sagemaker-runtime", url, connections=32)
+        self.sagemaker = aws_client("sagemaker", url, key=key)
+        self.runtime = aws_client("sagemaker-runtime", url, connections=32, key=key)
 
     @property
     def port(self) -> int:
@@ -79,9 +84,9 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[RunningServer]:
-    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end."""
-    server = start_server(data_dir, memory)
+def running_server(data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None) -> Iterator[RunningServer]:
+    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures."""
+    server = start_server(data_dir, memory, key=key)
     try:
         server.deploy(prefix)
         yield server
@@ -89,12 +94,13 @@ def running_server(data_dir: Path, prefix: Path, memory: str) -> Iterator[Runnin
         server.close()
 
 
-def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None) -> RunningServer:
+def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None) -> RunningServer:
     """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
     command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
+    command += ["--auth", "none" if key is None else "sigv4"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
         process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
-    return RunningServer(process, _first_json(process)["url"])
+    return RunningServer(process, _first_json(process)["url"], key)
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
@@ -170,7 +176,16 @@ class PlainCaller:
 
 def invocation(target: str, body: bytes) -> bytes:
     """An InvokeEndpoint request, ready to be sent."""
-    return _message("POST", f"/endpoints/{ENDPOINT}/invocations", body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+    return _message("POST", _INVOCATIONS, body, f"X-Amzn-SageMaker-Target-Model: {target}\r\n")
+
+
+def signed_invocation(target: str, body: bytes, key: AccessKey) -> bytes:
+    """The same, signed now."""
+    headers = {"Host": "localhost", "Content-Type": "application/json", "X-Amzn-SageMaker-Target-Model": target}
+    request = AWSRequest("POST", f"http://localhost{_INVOCATIONS}", data=body, headers=headers)
+    SigV4Auth(Credentials(key.principal.key_id, key.secret), "sagemaker", "us-east-1").add_auth(request)
+    added = "".join(f"{name}: {request.headers[name]}\r\n" for name in ("X-Amzn-SageMaker-Target-Model", "X-Amz-Date", "Authorization"))
+    return _message("POST", _INVOCATIONS, body, added)
 
 
 def _message(method: str, path: str, body: bytes, headers: str) -> bytes:

@@ -41,7 +41,31 @@ def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
         results = run(folder, QUICK if quick else Scale(), begin)
     if json_file is not None:
         json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS))
+    console.print(_table(results, TARGETS, "flatshare bench story"))
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
+def auth(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """What asking who calls costs: two servers, one that asks and one that does not, called in turns. Takes a minute and 1 GB of disk.
+
+    \b
+    Example:
+      flatshare bench auth --json auth.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.auth import TARGETS, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 1_000_000_000)
+        results = run(folder, 200 if quick else 2000, begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench auth"))
 
 
 @bench.command()
@@ -78,8 +102,8 @@ def _require_disk(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _table(results: dict[str, float], targets: dict[str, float]) -> Table:
-    table = Table("figure", "measured", "target", "", title="flatshare bench story")
+def _table(results: dict[str, float], targets: dict[str, float], title: str) -> Table:
+    table = Table("figure", "measured", "target", "", title=title)
     for key, value in results.items():
         target = targets.get(key)
         verdict = "" if target is None else "[green]reached[/]" if value <= target else "[red]missed[/]"

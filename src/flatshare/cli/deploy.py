@@ -125,20 +125,25 @@ class Caller:
 @click.argument("texts", nargs=-1)
 @click.option("--body", type=click.File("rb"), help="Send this file as it is, instead of texts ('-' reads stdin).")
 @click.option("--content-type", default="application/json", show_default=True)
+@click.option("--stream", is_flag=True, help="Print what a generating model writes as it comes.")
 @url_option
 @json_option
-def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, content_type: str, url: str, as_json: bool) -> None:
+def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, content_type: str, stream: bool, url: str, as_json: bool) -> None:
     """Send texts to a target model and print what comes back.
 
     \b
     Examples:
       flatshare invoke embeddings acme/query "where is my parcel?"
+      flatshare invoke drafts acme/reply --stream "My order has not arrived yet."
       flatshare invoke embeddings acme/query --json "where is my parcel?" | jq .embeddings
       echo hello | flatshare invoke embeddings acme/query --body - --content-type text/plain
     """
     if (body is None) == (not texts):
         raise click.UsageError("give either texts or --body")
     payload = orjson.dumps({"inputs": list(texts)}) if body is None else body.read()
+    if stream:
+        _print_stream(aws_client("sagemaker-runtime", url), endpoint, target, payload, content_type, as_json=as_json)
+        return
     started = time.perf_counter()
     answer = aws_client("sagemaker-runtime", url).invoke_endpoint(
         EndpointName=endpoint, TargetModel=target, ContentType=content_type, Body=payload
@@ -154,9 +159,25 @@ def invoke(endpoint: str, target: str, texts: tuple[str, ...], body: Any, conten
 def _show(answer: dict[str, Any], headers: dict[str, str], took_ms: float) -> None:
     from flatshare.wire.texts import as_vectors
 
-    for row in as_vectors(answer):
+    for text in answer.get("texts", ()):
+        console.print(text, markup=False, highlight=False)
+    for row in () if "texts" in answer else as_vectors(answer):
         numbers = ", ".join(f"{value:+.4f}" for value in row[:6])
         console.print(f"[{numbers}, … {len(row)} numbers]", markup=False)
     cold = headers.get("x-flatshare-cold-start-ms")
     state = f"cold start, {float(cold):.1f} ms to load" if cold else "was in memory"
     console.print(f"[dim]{took_ms:.1f} ms; {state}; weights {headers.get('x-flatshare-model-digest', '?')[:12]}[/]")
+
+
+def _print_stream(runtime: Any, endpoint: str, target: str, payload: bytes, content_type: str, *, as_json: bool) -> None:
+    """The first text of the first prompt as it comes; with --json every part, a line each."""
+    from flatshare.client.stream import invoke_with_response_stream, lines_of
+
+    for line in lines_of(invoke_with_response_stream(runtime, endpoint, target, payload, content_type)):
+        if as_json:
+            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+        elif line.get("prompt") == 0 and line.get("choice") == 0:
+            sys.stdout.write(line["text"])
+        elif "done" in line:
+            sys.stdout.write("\n")
+        sys.stdout.flush()

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
 
 from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
+from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
 
 
@@ -31,6 +33,16 @@ from flatshare.core.sizes import format_size
 @click.option(
     "--workers", default=cores, show_default="the cores, at most 8", type=click.IntRange(1, 256), help="Engine threads of each instance."
 )
+@click.option(
+    "--max-instances", default=16, show_default=True, type=click.IntRange(1, 1000), help="Instances that all endpoints may have together."
+)
+@click.option(
+    "--database",
+    "database_url",
+    envvar="FLATSHARE_DATABASE_URL",
+    show_default="control.db below --data",
+    help="Where endpoints are kept: postgresql://user@host/name, which needs the extra 'postgres'. The variable hides a password from ps.",
+)
 @click.option("--region", default="us-east-1", show_default=True, help="Region that the ARNs name.")
 @click.option(
     "--auth",
@@ -45,22 +57,7 @@ from flatshare.core.sizes import format_size
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
 @json_option
-def serve(
-    data_dir: Path,
-    host: str,
-    port: int,
-    memory_bytes: int,
-    disk_bytes: int,
-    workers: int,
-    region: str,
-    auth: str,
-    tls_cert: Path | None,
-    tls_key: Path | None,
-    insecure: bool,
-    json_logs: bool,
-    log_level: str,
-    as_json: bool,
-) -> None:
+def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> None:
     """Serve the SageMaker control plane and runtime, metrics and status on one port.
 
     Endpoints and imported models survive a restart; Ctrl-C or SIGTERM answers what is under way and stops.
@@ -72,25 +69,28 @@ def serve(
       flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
     """
-    _require_protection(host, auth, tls_cert, tls_key, insecure=insecure)
     from flatshare import build
     from flatshare.telemetry import log
 
-    log.configure(json=json_logs, level=log_level)
-    _lock(data_dir)
-    settings = build.settings_for(
-        data_dir.absolute(), host=host, port=port, memory_bytes=memory_bytes, disk_bytes=disk_bytes, workers=workers,
-        has_json_logs=json_logs, region=region, security=build.security_for(data_dir.absolute(), auth, tls_cert, tls_key),
-    )  # fmt: skip
-    scheme = "http" if tls_cert is None else "https"
-    with _port_in_use_explained(host, port):
-        build.run(settings, lambda port: _greet(f"{scheme}://{host}:{port}", memory_bytes, data_dir, as_json=as_json))
+    chosen = build.ServeOptions(**options)
+    _require_protection(chosen.host, chosen.auth, chosen.tls_cert, chosen.tls_key, insecure=insecure)
+    log.configure(json=chosen.json_logs, level=log_level)
+    _lock(chosen.data_dir)
+    where = f"{chosen.scheme}://{chosen.host}"
+    with _start_explained(chosen.host, chosen.port):
+        build.run(
+            build.settings_for(chosen),
+            lambda port: _greet(f"{where}:{port}", chosen.memory_bytes, chosen.data_dir, as_json=as_json),
+        )
 
 
 @contextmanager
-def _port_in_use_explained(host: str, port: int) -> Iterator[None]:
+def _start_explained(host: str, port: int) -> Iterator[None]:
+    """What an operator can put right is told in a sentence."""
     try:
         yield
+    except IncompatibleState as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise

@@ -7,6 +7,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
+from flatshare.core.access import AccessKey
+
 SERVICES = {
     "sagemaker": "AWS_ENDPOINT_URL_SAGEMAKER",
     "sagemaker-runtime": "AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME",
@@ -15,13 +17,16 @@ SERVICES = {
 }
 
 
-def aws_client(service: str, url: str, *, region: str | None = None, connections: int = 10) -> Any:
+def aws_client(service: str, url: str, *, region: str | None = None, connections: int = 10, key: AccessKey | None = None) -> Any:
     """A boto3 client for the server at `url`, in the region that AWS clients here use.
 
-    Without AWS credentials in the environment it signs with a placeholder, which a server that asks for authentication refuses.
+    It signs with `key`, or with the AWS credentials of the environment; without any, with a placeholder, which a server that asks for
+    authentication refuses.
     """
     credentials: dict[str, Any] = {}
-    if not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
+    if key is not None:
+        credentials = {"aws_access_key_id": key.principal.key_id, "aws_secret_access_key": key.secret}
+    elif not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
         credentials = {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
     # 70 s: the server holds a cold request for 60. Legacy retries, since the standard mode does not retry ModelNotReadyException.
     config = Config(read_timeout=70, retries={"mode": "legacy", "max_attempts": 3}, max_pool_connections=connections)
@@ -38,12 +43,17 @@ def sentence_of(error: Exception) -> str:
     if isinstance(error, ClientError):
         response: dict[str, Any] = dict(error.response)
         said = str(response.get("OriginalMessage") or response["Error"]["Message"])
-        if response["Error"]["Code"] in {"MissingAuthenticationToken", "UnrecognizedClientException"}:
-            return f"{said} Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that 'flatshare keys create' made on the server."
-        return said
+        return with_remedy(said, response["Error"]["Code"])
     if isinstance(error, EndpointConnectionError | ConnectionClosedError):
         return f"{error} Start a server with 'flatshare serve', or say with --url where it is."
     return str(error)
+
+
+def with_remedy(said: str, code: str) -> str:
+    """What a server said, and what to do if it does not know who calls."""
+    if code not in {"MissingAuthenticationToken", "UnrecognizedClientException"}:
+        return said
+    return f"{said}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to a key that 'flatshare keys create' made on the server"
 
 
 def environment(url: str) -> dict[str, str]:

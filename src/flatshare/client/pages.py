@@ -12,7 +12,7 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
 
-from flatshare.client.aws import region_here
+from flatshare.client.aws import region_here, with_remedy
 from flatshare.core.errors import AccessDenied, BadInput
 
 _TIMEOUT_S = 5.0
@@ -28,7 +28,8 @@ def read_json(url: str, path: str) -> dict[str, Any]:
         with error:
             if error.code != 403:
                 raise
-            raise AccessDenied(str(_parsed(error.read(), url).get("Message", error.reason))) from None
+            said = str(_parsed(error.read(), url).get("Message", error.reason))
+            raise AccessDenied(with_remedy(said, error.headers.get("x-amzn-errortype", ""))) from None
 
 
 def _signed(url: str) -> dict[str, str]:

@@ -72,9 +72,10 @@ class ControlApp:
         operation = OPERATIONS[call.operation]
         now_s = round(self._clock.wall_s(), 3)  # as clients see it, so that a filter by what they saw finds it
         ready_counts = self._reconciler.ready_counts()
-        output = await self._state.run(
+        only_looks = call.operation.startswith(("Describe", "List"))
+        output = await (self._state.look if only_looks else self._state.change)(
             lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts), call.params)
         )
-        if not call.operation.startswith(("Describe", "List")):
+        if not only_looks:
             self._reconciler.wake()
         return codec.reply(call.operation, output, request_id=request_id)

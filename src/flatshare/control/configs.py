@@ -10,13 +10,13 @@ from flatshare.wire.aws_shapes import Params
 
 _VARIANT_LISTS = ("ProductionVariants", "ShadowProductionVariants")
 _INSTEAD = "give InstanceType and InitialInstanceCount."
-_CONFIG_REFUSALS = {
+CONFIG_REFUSALS = {
     "AsyncInferenceConfig": "requests are answered synchronously. Leave it out.",
     "ExplainerConfig": "no explainer is attached. Leave it out.",
     "CrossRegionTrafficConfig": "there is one region. Leave it out.",
     "EnableNetworkIsolation": "instances are processes of this machine and share its network. Leave it out or set it to false.",
 }
-_VARIANT_REFUSALS = {
+VARIANT_REFUSALS = {
     "ServerlessConfig": f"a multi-model endpoint runs on instances; {_INSTEAD}",
     "InstancePools": f"every instance is of one type; {_INSTEAD}",
     "AcceleratorType": "Elastic Inference is no more. Leave it out.",
@@ -30,7 +30,7 @@ _VARIANT_REFUSALS = {
 def create_endpoint_config(desk: Desk, params: Params) -> Params:
     name = params["EndpointConfigName"]
     arn = desk.arns.config(name)
-    refuse_members(params, _CONFIG_REFUSALS, "")
+    refuse_members(params, CONFIG_REFUSALS, "")
     if params.get("DataCaptureConfig", {"EnableCapture": False}).get("EnableCapture") is not False:
         raise ValidationFailed(
             "DataCaptureConfig is not supported by flatshare: requests are not recorded. Leave it out or set EnableCapture to false."
@@ -83,7 +83,7 @@ def _check_together(listed: Mapping[str, list[Params]]) -> None:
 def _checked_variant(desk: Desk, variant: Params) -> Params:
     """The variant with AWS's defaults filled in."""
     where = f"ProductionVariant {variant['VariantName']}: "
-    refuse_members(variant, _VARIANT_REFUSALS, where)
+    refuse_members(variant, VARIANT_REFUSALS, where)
     for needed in ("ModelName", "InstanceType", "InitialInstanceCount"):
         if needed not in variant:
             raise ValidationFailed(f"{where}{needed} is missing: a variant needs a ModelName; {_INSTEAD}")

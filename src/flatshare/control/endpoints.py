@@ -164,7 +164,7 @@ def _require_room(desk: Desk, target: Deployment, *, before: Deployment | None) 
         raise QuotaExceeded(
             f"The account-level service limit '{target.variants[0].instance_type} for endpoint usage' is {limit} Instances, "
             f"with current utilization of {used} Instances and a request delta of {delta} Instances. "
-            "Delete an endpoint that you no longer need, or start flatshare with a larger max_instances."
+            "Delete an endpoint that you no longer need, or start flatshare with a larger --max-instances."
         )
 
 

@@ -6,10 +6,10 @@ from flatshare.control.state import Definition
 from flatshare.core.errors import ValidationFailed
 from flatshare.wire.aws_shapes import Params
 
-_MODEL_REFUSALS = {
+MODEL_REFUSALS = {
     "EnableNetworkIsolation": "instances are processes of this machine and share its network. Leave it out or set it to false.",
 }
-_CONTAINER_REFUSALS = {
+CONTAINER_REFUSALS = {
     "ModelDataSource": "give the prefix of your models as ModelDataUrl.",
     "AdditionalModelDataSources": "give the prefix of your models as ModelDataUrl.",
     "ModelPackageName": "give the prefix of your models as ModelDataUrl.",
@@ -23,7 +23,7 @@ def create_model(desk: Desk, params: Params) -> Params:
     name = params["ModelName"]
     arn = desk.arns.model(name)
     container = _container(params)
-    refuse_members(params, _MODEL_REFUSALS, "")
+    refuse_members(params, MODEL_REFUSALS, "")
     if params.get("InferenceExecutionConfig", {}).get("Mode") == "Direct":
         raise ValidationFailed(f"InferenceExecutionConfig.Mode Direct addresses one of several containers. {_SUPPORTED}.")
     _require_multi_model(container)
@@ -69,7 +69,7 @@ def _container(params: Params) -> Params:
 
 
 def _require_multi_model(container: Params) -> None:
-    refuse_members(container, _CONTAINER_REFUSALS, "ContainerDefinition.")
+    refuse_members(container, CONTAINER_REFUSALS, "ContainerDefinition.")
     if container.get("Mode") != "MultiModel":
         raise ValidationFailed(
             f"ContainerDefinition.Mode is {container.get('Mode', 'SingleModel')}, which is not supported yet: {_SUPPORTED}."

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flatshare.control.app import ControlApp
 from flatshare.control.drivers.base import Driver
 from flatshare.control.fleet import InstanceSnapshot
-from flatshare.control.loops.reconcile import Reconciler, take_back
+from flatshare.control.loops.reconcile import Reconciler
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.ids import EndpointName
@@ -50,8 +50,7 @@ class Control:
     async def start(self) -> None:
         """Returns when calls are answered; endpoints of an earlier run are being brought back then."""
         await asyncio.to_thread(sagemaker_codec)
-        await self._state.open()
-        await self._state.run(lambda rows: take_back(rows, now_s=round(self._clock.wall_s(), 3)))
+        await self._state.open(now_s=self._clock.wall_s())
         self._loop = asyncio.create_task(self._reconciler.run(), name="reconcile")
         await self._reconciler.has_looked.wait()
 

@@ -1,19 +1,19 @@
 """Step 3 of 4 on a deployment's path: desired state, in SQL. One transaction per operation.
 
-The same statements run on SQLite and PostgreSQL. They run on one thread of their own, not on the event loop: a SQLite commit
-waits for the disk and a PostgreSQL server may be far or hung, while the gateway answers requests on the same loop.
+The same statements run on SQLite and PostgreSQL, on tables that `migrations.py` made. They run on one thread of their own, not on
+the event loop: a SQLite commit waits for the disk and a PostgreSQL server may be far, while the gateway answers on the same loop.
 """
 
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sql
-from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.engine import Connection
 
+from flatshare.control.database import Database
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
 
@@ -71,46 +71,35 @@ class Endpoint:
 
 
 class State:
-    """The database. `run` is the only way in."""
+    """The database. `change` and `look` are the only ways in."""
 
     def __init__(self, database_url: str) -> None:
-        self._url = make_url(database_url)
-        # One thread: operations are serialized, and an in-memory SQLite database, which belongs to its thread, stays whole.
+        self._database = Database(database_url)
+        # One thread: an in-memory SQLite database, which belongs to its thread, stays whole.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="control-state")
-        self._engine: Engine | None = None
 
-    async def open(self) -> None:
-        await self._on_thread(self._connect)
+    async def open(self, *, now_s: float) -> None:
+        """Raises IncompatibleState if this version cannot use the database."""
+        await self._on_thread(lambda: self._database.open(now_s=now_s))
 
-    async def run(self, operation: Callable[["Rows"], T]) -> T:
-        """Do the operation in a transaction: all of it, or nothing if it raises."""
-        return await self._on_thread(lambda: self._transact(operation))
+    async def change(self, operation: Callable[["Rows"], T]) -> T:
+        """Do the operation in a transaction: all of it, or nothing if it raises. It may be run again, so it does nothing else."""
+        return await self._on_thread(lambda: self._database.write(lambda connection: operation(Rows(connection))))
+
+    async def look(self, operation: Callable[["Rows"], T]) -> T:
+        """What the rows say, all at one moment."""
+        return await self._on_thread(lambda: self._database.read(lambda connection: operation(Rows(connection))))
+
+    async def is_leader(self) -> bool:
+        """Whether this control plane is the one that acts. False for the others that share the database."""
+        return await self._on_thread(self._database.is_leader)
 
     async def close(self) -> None:
-        await self._on_thread(self._disconnect)
+        await self._on_thread(self._database.close)
         self._thread.shutdown()
 
     async def _on_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def _connect(self) -> None:
-        is_sqlite_file = self._url.get_backend_name() == "sqlite" and bool(self._url.database)
-        if is_sqlite_file:
-            Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sql.create_engine(self._url, pool_pre_ping=True)
-        with self._engine.begin() as connection:
-            if is_sqlite_file:  # readers (a dashboard, a backup) and the writer do not block each other
-                connection.execute(sql.text("PRAGMA journal_mode=WAL"))
-            _META.create_all(connection)
-
-    def _disconnect(self) -> None:
-        if self._engine is not None:
-            self._engine.dispose()
-
-    def _transact(self, operation: Callable[["Rows"], T]) -> T:
-        assert self._engine is not None, "used before open(). This is a bug."
-        with self._engine.begin() as connection:
-            return operation(Rows(connection))
 
 
 class Definitions:

@@ -23,6 +23,7 @@
     ├─ QuotaExceeded            the fleet has no room for another instance
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
+    ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
     └─ Abandoned                the caller has left
@@ -151,6 +152,10 @@ class DiskFull(FlatshareError):
     """The instance's disk cannot take the artifact."""
 
     can_retry = True
+
+
+class IncompatibleState(FlatshareError):
+    """The control plane's database is one that this version cannot use."""
 
 
 class InstanceGone(FlatshareError):

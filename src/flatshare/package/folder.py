@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from flatshare.core.errors import BadPackage
+from flatshare.core.errors import BadInput, BadPackage
 from flatshare.core.settings import StoreLimits
+from flatshare.wire import json_body
 
 
 class Folder:
@@ -51,9 +50,9 @@ class Folder:
     def json(self, name: str) -> Any:
         """Whatever the file holds. Raises BadPackage if it is too large or no JSON."""
         try:
-            return orjson.loads(self.content(name))
-        except orjson.JSONDecodeError as error:
-            raise BadPackage(f"{self.shown(name)} is not valid JSON: {error}") from error
+            return json_body.parsed(self.content(name), self.shown(name))
+        except BadInput as error:
+            raise BadPackage(str(error)) from error
 
     def content(self, name: str) -> bytes:
         """The file's bytes. Raises BadPackage if they are too many."""

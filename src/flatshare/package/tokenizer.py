@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 from tokenizers import Tokenizer
 
-from flatshare.core.errors import BadPackage
+from flatshare.core.errors import BadInput, BadPackage
+from flatshare.wire import json_body
 
 
 @lru_cache(maxsize=2)  # a fleet's models share few tokenizers, and building one takes longer than a small import
@@ -17,9 +18,9 @@ def canonical_tokenizer(content: bytes, *, vocabulary: int, max_tokens: int, has
     or leaves no room for text (or for two, with `has_pairs`) among `max_tokens`.
     """
     try:
-        fields: Any = orjson.loads(content)
-    except orjson.JSONDecodeError as error:
-        raise BadPackage(f"tokenizer.json is not valid JSON: {error}") from error
+        fields: Any = json_body.parsed(content, "tokenizer.json")
+    except BadInput as error:
+        raise BadPackage(str(error)) from error
     if not isinstance(fields, dict):
         raise BadPackage("tokenizer.json is not a JSON object")
     fields["truncation"] = fields["padding"] = None

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from flatshare.core.errors import BadPackage
+from flatshare.core.errors import BadInput, BadPackage
+from flatshare.wire import json_body
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _MAX_RANK = 8
@@ -93,9 +93,9 @@ def narrowed(entry: WeightEntry, values: NDArray[np.floating[Any]], file_name: s
 
 def _read_entries(file_name: str, header: bytes, data_bytes: int) -> list[WeightEntry]:
     try:
-        fields = orjson.loads(header)
-    except orjson.JSONDecodeError as error:
-        raise BadPackage(f"the header of {file_name} is not JSON ({error}): the file is damaged, upload it again") from error
+        fields = json_body.parsed(header, f"the header of {file_name}")
+    except BadInput as error:
+        raise BadPackage(f"{error}: the file is damaged, upload it again") from error
     if not isinstance(fields, dict):
         raise BadPackage(f"the header of {file_name} is not an object: the file is damaged, upload it again")
     entries = [_entry(file_name, name, value) for name, value in fields.items() if name != "__metadata__"]

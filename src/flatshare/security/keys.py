@@ -19,6 +19,7 @@ from flatshare.core.access import AccessKey, Grant, Principal
 from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput, UnknownKey
 from flatshare.telemetry.log import get_logger
+from flatshare.wire import json_body
 
 log = get_logger("security")
 Keys = dict[str, AccessKey]
@@ -175,11 +176,11 @@ def _render(keys: Keys) -> bytes:
 
 def _parse(content: bytes, path: Path) -> Keys:
     try:
-        fields = orjson.loads(content)
+        fields = json_body.parsed(content, str(path))
         if fields["version"] != 1:
             raise BadInput(f"{path} is of version {fields['version']}, this flatshare reads version 1")
         return {key.principal.key_id: key for key in map(_key, fields["keys"])}
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} is not a file of access keys: {error}") from error
 
 

@@ -7,7 +7,7 @@ import orjson
 from botocore.loaders import Loader
 from botocore.model import OperationModel, ServiceModel, Shape
 
-from flatshare.core.errors import BadInput
+from flatshare.wire import json_body
 from flatshare.wire.aws_codec import Codec, ServiceFault, query_error_header
 from flatshare.wire.aws_shapes import Dialect, Params, render
 from flatshare.wire.http import Reply, Request
@@ -32,10 +32,7 @@ class JsonNotation:
         return operation if prefix == service.metadata["targetPrefix"] else None
 
     def data(self, shape: Shape, body: bytes) -> Any:  # noqa: ARG002  # JSON says itself what is a list and what a number
-        try:
-            return orjson.loads(body) if body else {}
-        except orjson.JSONDecodeError as error:
-            raise BadInput(f"the body is not JSON: {error}") from None
+        return json_body.parsed(body) if body else {}
 
     def reply(self, operation: OperationModel, output: Params, request_id: str) -> Reply:
         shape = operation.output_shape

@@ -12,6 +12,7 @@ import orjson
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelKey
+from flatshare.wire import json_body
 from flatshare.wire.http import Reply, Request
 
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
@@ -36,10 +37,7 @@ class LoadRequest:
 
 def parse_load(body: bytes) -> LoadRequest:
     """`{"model_name": id, "url": folder or URI}`. Raises BadInput."""
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+    fields = json_body.parsed(body)
     if not isinstance(fields, dict) or not all(isinstance(fields.get(name), str) and fields[name] for name in ("model_name", "url")):
         raise BadInput('the body must be {"model_name": …, "url": …}')
     if not _KEY.fullmatch(fields["model_name"]):

@@ -9,12 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import BadInput
 from flatshare.core.signature import Task
-from flatshare.wire import texts, v2
+from flatshare.wire import json_body, texts, v2
 from flatshare.wire.http import JSON
 
 BINARY_TYPE = "application/vnd.sagemaker-triton.binary+json"
@@ -82,10 +80,7 @@ def _as_v2(fields: dict[str, Any], tail: bytes = b"") -> WireCall:
 
 
 def _object(body: bytes) -> dict[str, Any]:
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+    fields = json_body.parsed(body)
     if not isinstance(fields, dict):
         raise BadInput("the body must be a JSON object")
     return fields

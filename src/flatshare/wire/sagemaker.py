@@ -13,7 +13,7 @@ from flatshare.wire.http import Reply, Request
 
 _PATH = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/(?P<road>invocations|async-invocations|invocations-response-stream)")
 _TARGET = re.compile(r"[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,1023}")
-_FORWARDED = (
+FORWARDED = (
     "content-type",
     "accept",
     "x-amzn-sagemaker-custom-attributes",
@@ -25,10 +25,10 @@ RETURNED = (b"x-amzn-sagemaker-custom-attributes", b"x-amzn-sagemaker-new-sessio
 """What the container may tell the caller."""
 _MAX_CHARS = {"x-amzn-sagemaker-custom-attributes": 1024, "x-amzn-sagemaker-inference-id": 64, "x-amzn-sagemaker-session-id": 256}
 _STREAM_ROAD = "invocations-response-stream"
-_OTHER_ROADS = {
+OTHER_ROADS = {
     "async-invocations": "is not an asynchronous endpoint: call InvokeEndpoint",
 }
-_FOREIGN = {
+FOREIGN = {
     "x-amzn-sagemaker-target-container-hostname": "has one container, so there is no TargetContainerHostname to choose. Leave it out.",
     "x-amzn-sagemaker-inference-component": "has no inference components: leave InferenceComponentName out, and set TargetModel.",
     "x-amzn-sagemaker-enable-explanations": "has no explainer: leave EnableExplanations out.",
@@ -50,7 +50,7 @@ class Invocation:
     def forwarded_headers(self) -> list[tuple[bytes, bytes]]:
         """What the container may see; AWS strips everything else."""
         headers = self.request.headers
-        return [(name.encode(), headers[name.encode()]) for name in _FORWARDED if name.encode() in headers]
+        return [(name.encode(), headers[name.encode()]) for name in FORWARDED if name.encode() in headers]
 
 
 def parse_invocation(request: Request) -> Invocation | None:
@@ -58,8 +58,8 @@ def parse_invocation(request: Request) -> Invocation | None:
     path = _PATH.fullmatch(request.path)
     if path is None or request.method != "POST":
         return None
-    if path["road"] in _OTHER_ROADS:
-        raise BadInput(f"Endpoint {path['endpoint']} {_OTHER_ROADS[path['road']]}.")
+    if path["road"] in OTHER_ROADS:
+        raise BadInput(f"Endpoint {path['endpoint']} {OTHER_ROADS[path['road']]}.")
     for header, limit in _MAX_CHARS.items():
         if len(request.header(header)) > limit:
             raise BadInput(f"{header} has more than {limit} characters")
@@ -76,7 +76,7 @@ def parse_invocation(request: Request) -> Invocation | None:
 
 def refuse_foreign_headers(call: Invocation) -> None:
     """Raises BadInput if the call asks for a part of an endpoint that a multi-model endpoint has not."""
-    for header, sentence in _FOREIGN.items():
+    for header, sentence in FOREIGN.items():
         if call.request.header(header):
             raise BadInput(f"Endpoint {call.endpoint} {sentence}")
 

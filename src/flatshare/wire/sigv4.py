@@ -155,6 +155,8 @@ def _checked(fields: dict[str, str], stamp: str, expires_s: int | None, request:
     if len(scope) != 5 or scope[4] != "aws4_request" or not all(scope):
         raise IncompleteSignature(f"'{fields['Credential'][:200]}' not a valid Credential: it is KEY/DATE/REGION/SERVICE/aws4_request")
     _parsed(stamp)
+    if not request.raw_path.startswith(b"/") or b"#" in request.raw_path:
+        raise IncompleteSignature("the request's target must be a path")  # or the canonical form would be that of another request
     if not _SIGNATURE.fullmatch(fields["Signature"]):
         raise IncompleteSignature("the Signature must have 64 hexadecimal digits")
     names = tuple(fields["SignedHeaders"].lower().split(";"))

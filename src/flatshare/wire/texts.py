@@ -62,6 +62,18 @@ def _predictions(result: InferResult) -> dict[str, Any]:
     return {"predictions": [[{"label": name.decode(), "score": float(score)} for name, score in row] for row in pairs]}
 
 
+def _pieces(result: InferResult) -> dict[str, Any]:
+    """The labelled pieces of each text, in order; characters are counted from 0, the end excluded."""
+    names = {tensor.name: tensor for tensor in result.outputs}
+    columns = {name: names[name].texts() for name in (LABEL, "piece")}
+    columns |= {name: names[name].data.tolist() for name in (SCORE, "begin", "end") if name in names}
+    tokens = result.parameters["tokens"]
+    answers: list[list[dict[str, Any]]] = [[] for _ in tokens] if isinstance(tokens, tuple) else []
+    for index, *row in zip(names["text_index"].data, *columns.values(), strict=True):
+        answers[index].append(dict(zip(columns, row, strict=True)))
+    return {"predictions": answers}
+
+
 def _ranks(result: InferResult) -> dict[str, Any]:
     """Passages by index, the best first."""
     scores = result.output(SCORE).data
@@ -80,6 +92,7 @@ def _generated(result: InferResult) -> dict[str, Any]:
 _VIEWS: Mapping[Task, Callable[[InferResult], dict[str, Any]]] = {
     Task.EMBEDDING: _embeddings,
     Task.CLASSIFICATION: _predictions,
+    Task.TOKEN_CLASSIFICATION: _pieces,
     Task.RANKING: _ranks,
     Task.GENERATION: _generated,
 }

@@ -14,7 +14,7 @@ from flatshare.control.state import Rows, State
 from flatshare.core.clock import Clock
 from flatshare.core.state import Routes
 from flatshare.policy import diff
-from flatshare.policy.diff import DesiredEndpoint, Mark, Plan, Slot, Status, Verdict
+from flatshare.policy.diff import DesiredEndpoint, Mark, Observed, Plan, Slot, Status, Verdict
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("control")
@@ -42,6 +42,7 @@ class Reconciler:
         self._desired: tuple[DesiredEndpoint, ...] = ()
         self._published: Routes | None = None
         self._retry_at_s: float | None = None
+        self._is_leader: bool | None = None
 
     async def run(self) -> None:
         """Until cancelled; then all instances are stopped before it returns."""
@@ -87,7 +88,10 @@ class Reconciler:
             pass
 
     async def _converge(self) -> None:
-        self._desired = await self._state.run(_desired)
+        if not await self._has_lead():
+            await self._stand_by()
+            return
+        self._desired = await self._state.look(_desired)
         self._fleet.notice_dead()
         plan = diff.plan(self._desired, self._fleet.observed(), now_s=self._clock.monotonic_s())
         self._show(plan.routes)
@@ -99,6 +103,24 @@ class Reconciler:
         self._fleet.forget_troubles(slot for endpoint in self._desired for slot in diff.wanted_counts(endpoint))
         self._retry_at_s = plan.retry_at_s
 
+    async def _has_lead(self) -> bool:
+        """Of the control planes over one database one acts. Who takes over begins as after a restart: nothing runs."""
+        is_leader = await self._state.is_leader()
+        if is_leader and not self._is_leader:
+            now_s = round(self._clock.wall_s(), 3)
+            await self._state.change(lambda rows: take_back(rows, now_s=now_s))
+        if is_leader is not self._is_leader:
+            log.info("control_leads" if is_leader else "control_stands_by")
+        self._is_leader = is_leader
+        return is_leader
+
+    async def _stand_by(self) -> None:
+        """Endpoints are known here, so that callers are told to call again, but nothing runs here for them."""
+        self._desired = await self._state.look(_desired)
+        self._show(diff.plan(self._desired, Observed(()), now_s=self._clock.monotonic_s()).routes)
+        self._fleet.stop([instance.id for instance in self._fleet.snapshot()])
+        self._retry_at_s = None
+
     def _show(self, routes: Routes) -> None:
         if routes != self._published:
             self._publish(routes)
@@ -107,7 +129,7 @@ class Reconciler:
     async def _write(self, plan: Plan) -> bool:
         """Whether every mark was still valid. Written after the routes are out: who reads InService can invoke."""
         now_s = round(self._clock.wall_s(), 3)
-        written = await self._state.run(lambda rows: [_write_mark(rows, mark, now_s) for mark in plan.marks])
+        written = await self._state.change(lambda rows: [_write_mark(rows, mark, now_s) for mark in plan.marks])
         for mark in plan.marks:
             log.info("endpoint_judged", endpoint=mark.endpoint, verdict=mark.verdict.name.lower(), reason=mark.reason)
         self.wake()  # what the marks have changed is looked at afresh

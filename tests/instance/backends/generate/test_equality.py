@@ -1,5 +1,6 @@
 """What is written equals what transformers writes, token for token; alone, in company, and after a change of company."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ PROMPTS = (
     "a b c d e f g h i j k l m n o p q r s t u v w x y z, the refund",
     "to the order " * 30,
 )
-MODELS = {
-    "T5 1.1": lambda seed: t5(seed),
+MODELS: dict[str, Callable[..., Any]] = {
+    "T5 1.1": t5,
     "T5 1.0": lambda seed: t5(seed, is_gated=False, is_tied=True),
-    "Llama": lambda seed: llama(seed),
+    "Llama": llama,
     "Llama, tied": lambda seed: llama(seed, is_tied=True),
     "Qwen2": qwen,
 }

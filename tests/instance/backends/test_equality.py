@@ -1,0 +1,189 @@
+"""Every family and task answers as transformers and sentence-transformers do; the run ends with the matrix of differences."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from flatshare.bench.tenants import base_checkpoint
+from flatshare.core.call import InferCall, InferResult
+from flatshare.core.signature import Task
+from flatshare.core.tensor import text_tensor
+from flatshare.instance.backends.mapped import MappedBackend, MappedModel
+from flatshare.store.tensors import TensorStore
+from tests.calls import text_call
+from tests.checkpoints import imported
+from tests.families import FAMILIES, LONG, MAX_TOKENS, TEXTS, randomize, save_model, write_sentence_modules
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of packages that it imports
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+CLOSE = 1e-5
+POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+Array = NDArray[np.float32]
+
+
+class Matrix(Protocol):
+    def __call__(self, family: str, task: str, source: str, actual: Array, expected: Array) -> None:
+        """Note the difference, and fail if it is too large."""
+
+
+@pytest.fixture
+def matrix(record_property: Any) -> Matrix:
+    def compare(family: str, task: str, source: str, actual: Array, expected: Array) -> None:
+        assert actual.shape == expected.shape
+        scale = max(1.0, float(np.abs(expected).max()))  # 1e-5 of unit vectors and probabilities; logits may be larger
+        difference = float(np.abs(actual - expected).max()) / scale
+        record_property("equality", (family, task, source, difference))
+        assert difference <= CLOSE
+
+    return compare
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """For models of this size, handing work to threads takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TensorStore:
+    return TensorStore(tmp_path / "store")
+
+
+def loaded(store: TensorStore, folder: Path) -> MappedModel:
+    return MappedBackend(concurrent_runs=1).load(imported(store, folder))
+
+
+def embedded(result: InferResult) -> Array:
+    vectors: Array = result.output("embedding").data
+    return vectors
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sentence_embeddings(store: TensorStore, tmp_path: Path, family: str, matrix: Matrix) -> None:
+    folder = save_model(tmp_path / "model", family, Task.EMBEDDING)
+    pooling = {"pooling_mode": ["mean", "cls"], "word_embedding_dimension": 32}
+    write_sentence_modules(folder, ("Pooling", pooling), ("Normalize", {}))
+    model, expected = loaded(store, folder), SentenceTransformer(str(folder), device="cpu")
+    texts = ["", *TEXTS]
+    result = model.run(text_call(*texts))
+    assert result.parameters["truncated"] == (texts.index(LONG),)
+    assert max(result.parameters["tokens"]) == MAX_TOKENS  # type: ignore[arg-type]  # a tuple of integers
+    matrix(family, "embedding", "random", embedded(result), expected.encode(texts))
+    matrix(family, "embedding", "random", embedded(model.run(text_call("order"))), expected.encode(["order"]))
+    many = [*TEXTS] * 8
+    matrix(family, "embedding", "random", embedded(model.run(text_call(*many))), expected.encode(many))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_poolings(store: TensorStore, tmp_path: Path, pooling: str, matrix: Matrix) -> None:
+    folder = save_model(tmp_path / "model", "roberta", Task.EMBEDDING)
+    write_sentence_modules(folder, ("Pooling", {"pooling_mode": pooling, "word_embedding_dimension": 32}))
+    expected = SentenceTransformer(str(folder), device="cpu").encode(["", *TEXTS])
+    matrix("roberta", f"embedding, {pooling}", "random", embedded(loaded(store, folder).run(text_call("", *TEXTS))), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification", "regression"])
+def test_sequence_classification(store: TensorStore, tmp_path: Path, family: str, problem: str, matrix: Matrix) -> None:
+    labels = {0: "refund"} if problem == "regression" else {0: "refund", 1: "été", 2: "other"}
+    folder = save_model(tmp_path / "model", family, Task.CLASSIFICATION, problem_type=problem, id2label=labels, num_labels=len(labels))
+    function = "none" if problem == "regression" else "default"
+    pipeline = transformers.pipeline("text-classification", str(folder), top_k=None, device="cpu")
+    texts = ["", *TEXTS] * (7 if problem.startswith("single") else 1)
+    options = {"function_to_apply": function} if function == "none" else {}
+    expected = [[(row["label"], row["score"]) for row in rows] for rows in pipeline(texts, truncation=True, **options)]
+    result = loaded(store, folder).run(text_call(*texts))
+    assert [[label.decode() for label in row] for row in result.output("label").data] == [[label for label, _ in row] for row in expected]
+    scores = np.array([[score for _, score in row] for row in expected], np.float32)
+    matrix(family, f"classification, {problem.removesuffix('_classification')}", "random", result.output("score").data, scores)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_classification(store: TensorStore, tmp_path: Path, family: str, matrix: Matrix) -> None:
+    labels = {0: "O", 1: "B-ORDER", 2: "I-ORDER"}
+    folder = save_model(tmp_path / "model", family, Task.TOKEN_CLASSIFICATION, id2label=labels)
+    pipeline = transformers.pipeline("token-classification", str(folder), ignore_labels=[], device="cpu")
+    texts = [*TEXTS]
+    expected = [(index, token) for index, text in enumerate(texts) for token in pipeline(text)]
+    result = loaded(store, folder).run(text_call(*texts))
+    assert result.output("label").texts() == [token["entity"] for _, token in expected]
+    assert result.output("piece").texts() == [token["word"] for _, token in expected]
+    for name, wanted in (("begin", "start"), ("end", "end")):
+        assert result.output(name).data.tolist() == [token[wanted] for _, token in expected]
+    assert result.output("text_index").data.tolist() == [index for index, _ in expected]
+    scores = np.array([token["score"] for _, token in expected], np.float32)
+    matrix(family, "token classification", "random", result.output("score").data, scores)
+
+
+def ranked(model: MappedModel, query: str, passages: Sequence[str]) -> InferResult:
+    return model.run(InferCall({"query": text_tensor("query", [query]), "passages": text_tensor("passages", passages)}))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_ranking(store: TensorStore, tmp_path: Path, family: str, matrix: Matrix) -> None:
+    folder = save_model(tmp_path / "model", family, Task.RANKING)
+    model, expected = loaded(store, folder), CrossEncoder(str(folder), device="cpu")
+    passages = ["", *TEXTS] * 8
+    for query in ("where is my order", "", LONG):
+        scores = expected.predict([(query, passage) for passage in passages])
+        matrix(family, "ranking", "random", ranked(model, query, passages).output("score").data, scores)
+
+
+class TestRealWeights:
+    """all-MiniLM-L6-v2, whose heads for other tasks are random: nobody ships trained ones in a package."""
+
+    def test_embedding(self, store: TensorStore, matrix: Matrix) -> None:
+        expected = SentenceTransformer(str(base_checkpoint()), device="cpu")
+        expected.max_seq_length = 256  # what its sentence_bert_config.json says; its tokenizer.json says 128
+        texts = ["", *TEXTS] * 7
+        matrix(
+            "bert",
+            "embedding",
+            "all-MiniLM-L6-v2",
+            embedded(loaded(store, base_checkpoint()).run(text_call(*texts))),
+            expected.encode(texts),
+        )
+
+    @pytest.mark.parametrize("task", [Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.RANKING])
+    def test_heads(self, store: TensorStore, tmp_path: Path, task: Task, matrix: Matrix) -> None:
+        kind = "TokenClassification" if task is Task.TOKEN_CLASSIFICATION else "SequenceClassification"
+        labels = 1 if task is Task.RANKING else 5
+        model = getattr(transformers, f"BertFor{kind}").from_pretrained(base_checkpoint(), num_labels=labels)
+        randomize(model.classifier, 1)
+        folder = tmp_path / "model"
+        model.save_pretrained(folder)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).write_bytes((base_checkpoint() / name).read_bytes())
+        ours = loaded(store, folder)
+        if task is Task.RANKING:
+            passages = ["", *TEXTS]
+            expected = CrossEncoder(str(folder), device="cpu").predict([("where is my order", passage) for passage in passages])
+            actual = ranked(ours, "where is my order", passages).output("score").data
+        else:
+            expected = _logits(folder, TEXTS[2])
+            actual = ours.run(text_call(TEXTS[2])).output("logits").data
+        matrix("bert", str(task), "all-MiniLM-L6-v2", actual, expected)
+
+
+def _logits(folder: Path, text: str) -> Array:
+    """transformers' own; of tokens without the special ones."""
+    kind = orjson.loads((folder / "config.json").read_bytes())["architectures"][0]
+    model = getattr(transformers, kind).from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        logits: Array = model(**tokenizer(text, return_tensors="pt")).logits.numpy()
+    return logits[0, 1:-1] if logits.ndim == 3 else logits
