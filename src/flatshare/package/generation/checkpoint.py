@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -76,6 +77,10 @@ def chat_template_of(folder: Folder) -> str | None:
 def checked_template(template: str) -> str:
     if len(template) > _MAX_TEMPLATE_CHARACTERS:
         raise BadPackage(f"the chat template has {len(template)} characters: at most {_MAX_TEMPLATE_CHARACTERS} are accepted")
+    try:
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False).parse(template)  # noqa: S701  # no HTML; only read
+    except jinja2.TemplateError as error:
+        raise BadPackage(f"the chat template cannot be used: {error}") from error
     return template
 
 

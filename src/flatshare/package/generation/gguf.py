@@ -42,7 +42,7 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OSError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError) as error:
         raise BadPackage(f"{path.name} is no GGUF file that can be read: {error}") from error
     if fields.get("general.architecture") != "llama":
         raise UnsupportedModel(f"{path.name} holds a model of architecture {fields.get('general.architecture')!r}: only 'llama' is served")

@@ -8,7 +8,7 @@ import jinja2
 import orjson
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from flatshare.core.errors import BadInput, BadPackage
+from flatshare.core.errors import BadInput
 from flatshare.core.spec import GenerationSpec
 
 _MAX_MESSAGES = 1024
@@ -33,14 +33,6 @@ def render(spec: GenerationSpec, messages: Sequence[Mapping[str, Any]]) -> str:
         return _compiled(spec.chat_template).render(messages=messages, add_generation_prompt=True, **dict(spec.template_tokens))
     except jinja2.TemplateError as error:
         raise BadInput(f"the model's chat template does not take these messages: {error}") from error
-
-
-def check(template: str) -> None:
-    """Raises BadPackage if it cannot be read."""
-    try:
-        _compiled(template)
-    except jinja2.TemplateError as error:
-        raise BadPackage(f"the chat template cannot be used: {error}") from error
 
 
 @lru_cache(maxsize=32)
