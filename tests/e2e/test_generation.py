@@ -82,8 +82,9 @@ def test_v2_and_a_conversation_are_answered(writing: Endpoint) -> None:
 def test_an_error_before_the_first_part_is_an_ordinary_error(writing: Endpoint) -> None:
     with pytest.raises(ClientError) as refused:
         stream(writing, "acme/reply", inputs=TEXT, parameters={"stop": ""})
-    assert refused.value.response["Error"]["Code"] == "ModelError"
-    assert "empty" in refused.value.response["OriginalMessage"]
+    response: Any = refused.value.response
+    assert response["Error"]["Code"] == "ModelError"
+    assert "an empty one would stop at once" in response["OriginalMessage"]
 
 
 def test_a_tokenizer_of_another_model_is_refused(writing: Endpoint) -> None:

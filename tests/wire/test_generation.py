@@ -34,11 +34,10 @@ def test_stop_strings_are_one_or_a_list(value: str, stops: tuple[str, ...]) -> N
 def test_anything_is_understood_or_refused(parameters: dict[str, Scalar]) -> None:
     try:
         found = generation.parse(parameters)
-    except BadInput as error:
-        assert len(str(error)) < 400
-    else:
-        assert found.rows <= generation.MAX_ROWS
-        assert "" not in found.stop
+    except BadInput:
+        return
+    assert found.rows <= generation.MAX_ROWS
+    assert "" not in found.stop
 
 
 def test_an_answer_names_what_became_of_each_text() -> None:

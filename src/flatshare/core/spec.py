@@ -13,14 +13,18 @@ TOKENS_PER_RUN = 512
 """Texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text."""
 
 
+Dtype = Literal["F32", "I8"]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One weight. All are float32, little-endian, row-major: other types are widened at import."""
+    """One weight, little-endian, row-major. Other types are widened at import to float32; int8 is what a compact model asked for."""
 
     name: str
     digest: TensorDigest
     shape: tuple[int, ...]
     size_bytes: int
+    dtype: Dtype = "F32"
 
 
 @dataclass(frozen=True, slots=True)

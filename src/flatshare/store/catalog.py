@@ -200,10 +200,16 @@ class Catalog:
         return connection
 
 
+def layout_of(tensor: TensorSpec) -> str:
+    """Shape and type as the catalog keeps them: `[2,3]` is float32, `I8[2,3]` is int8."""
+    shape = orjson.dumps(tensor.shape).decode()
+    return shape if tensor.dtype == "F32" else tensor.dtype + shape
+
+
 def insert_pack(sql: sqlite3.Connection, pack: str, size_bytes: int, tensors: Iterable[tuple[TensorSpec, int]]) -> None:
     """A pack and the tensors in it, each with its offset. A tensor that another pack holds already stays there."""
     sql.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (pack, size_bytes))
-    rows = [(tensor.digest, pack, offset, tensor.size_bytes, orjson.dumps(tensor.shape).decode()) for tensor, offset in tensors]
+    rows = [(tensor.digest, pack, offset, tensor.size_bytes, layout_of(tensor)) for tensor, offset in tensors]
     sql.executemany("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?, ?, ?)", rows)
 
 
@@ -231,4 +237,4 @@ def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:
 def _tensor(fields: dict[str, Any]) -> TensorSpec:
     """Interned, since many models in memory have names and tensors in common."""
     digest = TensorDigest(sys.intern(fields["digest"]))
-    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"])
+    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"], fields.get("dtype", "F32"))

@@ -27,7 +27,11 @@ class Source:
 
     shape: tuple[int, ...]
     dtype: str
-    float32: Callable[[], NDArray[np.float32]]
+    read: Callable[[], NDArray[Any]]
+    """As float32, or as int8 if that is its dtype."""
+
+    def float32(self) -> NDArray[np.float32]:
+        return self.read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class GenerationCheckpoint:
     family: str
     graphs: GenerationGraphs
     spec: GenerationSpec
-    sources: Mapping[str, Source]
+    sources: dict[str, Source]
     tokenizer: bytes
     workspace_bytes: int
     notes: tuple[str, ...]

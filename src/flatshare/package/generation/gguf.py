@@ -17,6 +17,7 @@ from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, checked_template
+from flatshare.package.generation.compact import wants_compact
 from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec
 from flatshare.package.tokenizer import canonical_tokenizer
 
@@ -49,7 +50,7 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     config = _config(fields)
     sources = {_hf_name(tensor.name): _source(tensor, config) for tensor in reader.tensors}
     sources.pop("", None)
-    shape = llama_shape(Config(config, path.name), is_tied="lm_head.weight" not in sources)
+    shape = llama_shape(Config(config, path.name), is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
     tokens = _list(fields, "tokenizer.ggml.tokens")
     ends = tuple(dict.fromkeys(v for name in ("eos", "eot") if type(v := fields.get(f"tokenizer.ggml.{name}_token_id")) is int))
     if not ends or not all(0 <= end < shape.vocabulary for end in ends):

@@ -15,6 +15,7 @@ from flatshare.core.spec import ModelManifest, TensorSpec
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import LLAMA_TYPES, T5_TYPES, GenerationCheckpoint, Source
+from flatshare.package.generation.compact import compact_source
 from flatshare.package.generation.gguf import read_gguf
 from flatshare.package.generation.llama import read_llama
 from flatshare.package.generation.t5 import read_t5
@@ -42,9 +43,13 @@ def import_generating(store: TensorStore, path: Path, uri: ArtifactUri, version:
     Everything is checked before the first byte is written. Raises BadPackage or UnsupportedModel with what is wrong, DiskFull.
     """
     checkpoint = read_generating(path, limits)
+    for wanted in checkpoint.graphs.weights:
+        made = compact_source(checkpoint.sources, wanted.name)
+        if made is not None:
+            checkpoint.sources[wanted.name] = made
     found = [(wanted, checkpoint.source(wanted)) for wanted in checkpoint.graphs.weights]
     with store.writing() as writer:
-        tensors = tuple(writer.add_tensor(wanted.name, source.float32()) for wanted, source in found)
+        tensors = tuple(writer.add_tensor(wanted.name, source.read()) for wanted, source in found)
         manifest = _manifest(writer, checkpoint, tensors, _conversions(source for _, source in found))
         writer.commit(manifest, uri, version)
         return manifest, writer.new_bytes

@@ -14,6 +14,7 @@ from flatshare.package.generation.checkpoint import (
     ends_of,
     template_tokens_of,
 )
+from flatshare.package.generation.compact import wants_compact
 from flatshare.package.graphs.llama import COSINES, SINES, LlamaShape, causal_decoder, rotary_tables
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
@@ -24,7 +25,7 @@ _MAX_SCORED = 16  # rows of a step
 
 def read_llama(folder: Folder, config: Config, sources: dict[str, Source]) -> GenerationCheckpoint:
     """Raises BadPackage or UnsupportedModel."""
-    shape = llama_shape(config, is_tied="lm_head.weight" not in sources)
+    shape = llama_shape(config, is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
     spec = llama_spec(
         shape,
         ends_of(config, folder.optional_json("generation_config.json"), shape.vocabulary),
@@ -35,7 +36,7 @@ def read_llama(folder: Folder, config: Config, sources: dict[str, Source]) -> Ge
     return llama_checkpoint(shape, spec, sources, tokenizer, ())
 
 
-def llama_shape(config: Config, *, is_tied: bool) -> LlamaShape:
+def llama_shape(config: Config, *, is_tied: bool, is_compact: bool) -> LlamaShape:
     _refuse_variants(config)
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     shape = LlamaShape(
@@ -51,6 +52,7 @@ def llama_shape(config: Config, *, is_tied: bool) -> LlamaShape:
         theta=_theta(config),
         is_tied=is_tied,
         has_bias=config.get("model_type") == "qwen2",
+        is_compact=is_compact,
     )
     if shape.heads % shape.kv_heads:
         raise BadPackage(f"{shape.heads} heads cannot share {shape.kv_heads} heads of keys: config.json contradicts itself")

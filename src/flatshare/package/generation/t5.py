@@ -5,6 +5,7 @@ from flatshare.core.spec import GenerationSpec
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, ends_of
+from flatshare.package.generation.compact import wants_compact
 from flatshare.package.graphs.t5 import ACTIVATIONS, T5Shape, encoder_decoder
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
@@ -16,7 +17,7 @@ _GATED = "gated-"
 
 def read_t5(folder: Folder, config: Config, sources: dict[str, Source]) -> GenerationCheckpoint:
     """Raises BadPackage or UnsupportedModel."""
-    shape = _shape(config, is_tied="lm_head.weight" not in sources)
+    shape = _shape(config, is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
     if "shared.weight" not in sources and "encoder.embed_tokens.weight" in sources:
         sources["shared.weight"] = sources["encoder.embed_tokens.weight"]
     start = config.get("decoder_start_token_id", "pad_token_id")
@@ -37,7 +38,7 @@ def read_t5(folder: Folder, config: Config, sources: dict[str, Source]) -> Gener
     return GenerationCheckpoint("t5", encoder_decoder(shape), spec, sources, tokenizer, _workspace_bytes(shape), ())
 
 
-def _shape(config: Config, *, is_tied: bool) -> T5Shape:
+def _shape(config: Config, *, is_tied: bool, is_compact: bool) -> T5Shape:
     activation, is_gated = _activation(config.expect("feed_forward_proj", str, "a text", default="relu"))
     shape = T5Shape(
         vocabulary=config.size("vocab_size"),
@@ -55,6 +56,7 @@ def _shape(config: Config, *, is_tied: bool) -> T5Shape:
         is_tied=is_tied,
         # transformers 5 says it by a name of its own; before, 1.1 was known by its untied embeddings
         is_scaled=config.flag("scale_decoder_outputs", default=config.flag("tie_word_embeddings", default=True)),
+        is_compact=is_compact,
     )
     if shape.head_size % 8:
         raise UnsupportedModel(f"d_kv {shape.head_size} is not served: only multiples of 8 are")

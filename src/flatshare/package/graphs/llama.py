@@ -32,28 +32,25 @@ class LlamaShape:
     theta: float
     is_tied: bool
     has_bias: bool
+    is_compact: bool = False
 
 
 @lru_cache(maxsize=8)
 def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     """input_ids int64 [rows, tokens] and a cache → logits of each row's last token."""
-    g = StepBuilder()
+    g = StepBuilder(is_compact=shape.is_compact)
     g.input("input_ids", TensorProto.INT64, ["rows", "tokens"])
     g.input("last_positions", TensorProto.INT32, ["rows"])
     g.input("longest", TensorProto.INT32, [1])
     g.integers("flat", -1, shape.hidden)
     g.node("Concat", [g.node("Shape", ["input_ids"], "rows_tokens"), g.integers("rest", -1)], "full", axis=0)
-    table = g.weight("model.embed_tokens.weight", shape.vocabulary, shape.hidden)
-    x = g.node("Reshape", [g.node("Gather", [table, "input_ids"], "embedded"), "flat"], "x")
+    x = g.node("Reshape", [g.look_up("model.embed_tokens", "input_ids", shape.vocabulary, shape.hidden, "embedded"), "flat"], "x")
     normed = g.rms_norm(x, "model.layers.0.input_layernorm", shape.hidden, shape.epsilon, "normed")
     for layer in range(shape.layers):
         x, normed = _layer(g, shape, layer, x, normed)
     last = g.node("Reshape", [normed, "full"], "last_full")
     last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
-    if shape.is_tied:
-        g.node("Gemm", [last, table], "logits", transB=1)
-    else:
-        g.project(last, "lm_head", shape.hidden, shape.vocabulary, "logits")
+    g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits")
     g.output("logits", ["rows", shape.vocabulary])
     return GenerationGraphs(pack(g.build("llama"), b""), tuple(g.weights.values()))
 
@@ -71,7 +68,9 @@ def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -
     qkv = []
     for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
         source, width = f"{name}.self_attn.{part}_proj", heads * shape.head_size
-        flat = g.linear(normed, source, shape.hidden, width, f"{name}.{part}.flat", has_bias=shape.has_bias)
+        flat = g.project(normed, source, shape.hidden, width, f"{name}.{part}.flat")
+        if shape.has_bias:
+            flat = g.node("Add", [flat, g.weight(f"{source}.bias", width)], f"{name}.{part}.biased")
         qkv.append(g.node("Reshape", [flat, "full"], f"{name}.{part}"))
     attended = _attend(g, shape, layer, qkv)
     flat = g.node("Reshape", [attended, g.integers("attended_flat", -1, shape.heads * shape.head_size)], f"{name}.attended.flat")
@@ -81,7 +80,7 @@ def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -
     up = g.project(middle, f"{name}.mlp.up_proj", shape.hidden, shape.intermediate, f"{name}.up")
     active = g.node("QuickGelu", [gate], f"{name}.active", domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
     inner = g.node("Mul", [active, up], f"{name}.inner")
-    down = g.project(inner, f"{name}.mlp.down_proj", shape.intermediate, shape.hidden, f"{name}.down")
+    down = g.project(inner, f"{name}.mlp.down_proj", shape.intermediate, shape.hidden, f"{name}.down", is_wide=True)
     norm = "model.norm" if layer == shape.layers - 1 else f"model.layers.{layer + 1}.input_layernorm"
     following = g.add_rms_norm(down, f"{name}.middle.sum", norm, shape.hidden, shape.epsilon, f"{name}.out")
     return f"{following}.sum", following

@@ -13,6 +13,8 @@ from flatshare.package.graphs.builder import CONTRIB, IR_VERSION, OPSET, GraphBu
 
 _LENGTH_BYTES = 8
 Dims = list[str | int]
+INT8, SCALE = ".int8", ".scale"
+"""Endings of the names under which a compact graph asks for a matrix [inputs, outputs] and its scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,14 @@ def unpack(blob: bytes) -> tuple[bytes, bytes]:
 
 
 class StepBuilder(GraphBuilder):
-    """A graph whose inputs and outputs are of any type and shape."""
+    """A graph whose inputs and outputs are of any type and shape.
 
-    def __init__(self) -> None:
+    A compact one takes matrices as int8 with a scale per output, and quantises what is multiplied with them on the way.
+    """
+
+    def __init__(self, *, is_compact: bool = False) -> None:
         super().__init__()
+        self._is_compact = is_compact
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
@@ -50,9 +56,28 @@ class StepBuilder(GraphBuilder):
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
         return name
 
-    def project(self, x: str, name: str, inputs: int, outputs: int, output: str) -> str:
-        """The line x @ weight.T, without a bias."""
-        return self.linear(x, name, inputs, outputs, output, has_bias=False)
+    def project(self, x: str, name: str, inputs: int, outputs: int, output: str, *, is_wide: bool = False) -> str:
+        """The line x @ weight.T, without a bias. What is fed with `is_wide` ranges too far for int8."""
+        if not self._is_compact or is_wide:
+            return self.linear(x, name, inputs, outputs, output, has_bias=False)
+        operands = [x, *self._compact_weight(f"{name}.weight", inputs, outputs)]
+        return self.node("DynamicQuantizeMatMul", operands, output, domain=CONTRIB)
+
+    def look_up(self, name: str, ids: str, rows: int, width: int, output: str) -> str:
+        """Rows of a table [rows, width], which may be the matrix of a projection too. `ids` has two dimensions."""
+        if not self._is_compact:
+            return self.node("Gather", [self.weight(f"{name}.weight", rows, width), ids], output)
+        table, scale = self._compact_weight(f"{name}.weight", width, rows)
+        columns = self.node("Gather", [table, ids], f"{output}.columns", axis=1)
+        turned = self.node("Transpose", [columns], f"{output}.int8", perm=[1, 2, 0])
+        plain = self.node("Cast", [turned], f"{output}.unscaled", to=TensorProto.FLOAT)
+        scales = self.node(
+            "Unsqueeze", [self.node("Gather", [scale, ids], f"{output}.scale"), self.integers("last_axis", -1)], f"{output}.scales"
+        )
+        return self.node("Mul", [plain, scales], output)
+
+    def _compact_weight(self, name: str, inputs: int, outputs: int) -> tuple[str, str]:
+        return self.weight(name + INT8, inputs, outputs), self.weight(name + SCALE, outputs)
 
     def rms_norm(self, x: str, name: str, width: int, epsilon: float, output: str) -> str:
         return self.node("SimplifiedLayerNormalization", [x, self.weight(f"{name}.weight", width)], output, axis=-1, epsilon=epsilon)
@@ -65,7 +90,8 @@ class StepBuilder(GraphBuilder):
 
     def build(self, name: str) -> bytes:
         """The serialised model."""
-        values = [helper.make_tensor_value_info(w.name, TensorProto.FLOAT, list(w.shape)) for w in self.weights.values()]
+        kinds = {w: TensorProto.INT8 if w.name.endswith(INT8) else TensorProto.FLOAT for w in self.weights.values()}
+        values = [helper.make_tensor_value_info(w.name, kind, list(w.shape)) for w, kind in kinds.items()]
         graph = helper.make_graph(self._nodes, name, self._inputs + values, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="flatshare")

@@ -41,6 +41,7 @@ class T5Shape:
     """The answer's tokens are looked up in the same table as the text's."""
     is_scaled: bool
     """As T5 1.0 does before the table."""
+    is_compact: bool = False
 
     @property
     def inner(self) -> int:
@@ -121,7 +122,7 @@ class _Layers(StepBuilder):
     """T5's pieces. Streams are flat, [rows * tokens, hidden], except around attention."""
 
     def __init__(self, shape: T5Shape) -> None:
-        super().__init__()
+        super().__init__(is_compact=shape.is_compact)
         self._shape = shape
         self.integers("flat", -1, shape.hidden)
         self.integers("flat_inner", -1, shape.inner)
@@ -130,7 +131,7 @@ class _Layers(StepBuilder):
         """The stream and its first norm. `SIDE.full` becomes [rows, tokens, -1]."""
         s = self._shape
         self.node("Concat", [self.node("Shape", [ids], f"{side}.rows_tokens"), self.integers("rest", -1)], f"{side}.full", axis=0)
-        rows = self.node("Gather", [self.weight("shared.weight", s.vocabulary, s.hidden), ids], f"{side}.embedded")
+        rows = self.look_up("shared", ids, s.vocabulary, s.hidden, f"{side}.embedded")
         x = self.node("Reshape", [rows, "flat"], f"{side}.x")
         return x, self.rms_norm(x, f"{side}.block.0.layer.0.layer_norm", s.hidden, s.epsilon, f"{side}.normed")
 
@@ -197,7 +198,7 @@ class _Layers(StepBuilder):
             inner = self.node("Mul", [active, self.project(x, f"{name}.wi_1", *widen, f"{name}.wi_1.out")], f"{name}.inner")
         else:
             inner = self.activation(op, self.project(x, f"{name}.wi", *widen, f"{name}.wi.out"), f"{name}.inner")
-        return self.project(inner, f"{name}.wo", s.intermediate, s.hidden, f"{name}.wo.out")
+        return self.project(inner, f"{name}.wo", s.intermediate, s.hidden, f"{name}.wo.out", is_wide=True)
 
     def logits(self, normed: str) -> None:
         """Of each row's last token."""
@@ -206,10 +207,7 @@ class _Layers(StepBuilder):
         last = self.node("Gather", [full, self.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
         if s.is_scaled:
             last = self.node("Mul", [last, self.number("scale", s.hidden**-0.5)], "scaled")
-        if s.is_tied:
-            self.node("Gemm", [last, self.weight("shared.weight", s.vocabulary, s.hidden)], "logits", transB=1)
-        else:
-            self.project(last, "lm_head", s.hidden, s.vocabulary, "logits")
+        self.project(last, "shared" if s.is_tied else "lm_head", s.hidden, s.vocabulary, "logits")
         self.output("logits", ["rows", s.vocabulary])
 
     def _grouped(self, inputs: list[str], output: str, present: tuple[str, ...]) -> str:

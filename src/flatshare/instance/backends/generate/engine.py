@@ -108,7 +108,8 @@ class GenerateBackend:
         for tensor in stored.manifest.tensors:
             place = stored.places[tensor.digest]
             pack = self._maps.get(Path(stored.packs_dir) / f"{place.pack}.pack")
-            weights[tensor.name] = ort.OrtValue.ortvalue_from_numpy(pack.tensor(place.offset, tensor.shape, tensor.size_bytes))
+            view = pack.int8 if tensor.dtype == "I8" else pack.tensor
+            weights[tensor.name] = ort.OrtValue.ortvalue_from_numpy(view(place.offset, tensor.shape, tensor.size_bytes))
         return weights
 
 
