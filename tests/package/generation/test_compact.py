@@ -38,7 +38,7 @@ def test_a_matrix_that_would_lose_too_much_is_refused() -> None:
     assert source is not None
     assert source.read().dtype == np.int8
     matrix[:, 0] = 200.0  # one weight of a row sets the step of all
-    with pytest.raises(BadPackage, match="leave out flatshare.json"):
+    with pytest.raises(BadPackage, match=r"leave out flatshare\.json"):
         source.read()
 
 

@@ -50,7 +50,7 @@ def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
         x, normed = _layer(g, shape, layer, x, normed)
     last = g.node("Reshape", [normed, "full"], "last_full")
     last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
-    g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits")
+    g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits", is_fine=True)
     g.output("logits", ["rows", shape.vocabulary])
     return GenerationGraphs(pack(g.build("llama"), b""), tuple(g.weights.values()))
 
@@ -80,7 +80,7 @@ def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -
     up = g.project(middle, f"{name}.mlp.up_proj", shape.hidden, shape.intermediate, f"{name}.up")
     active = g.node("QuickGelu", [gate], f"{name}.active", domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
     inner = g.node("Mul", [active, up], f"{name}.inner")
-    down = g.project(inner, f"{name}.mlp.down_proj", shape.intermediate, shape.hidden, f"{name}.down", is_wide=True)
+    down = g.project(inner, f"{name}.mlp.down_proj", shape.intermediate, shape.hidden, f"{name}.down")
     norm = "model.norm" if layer == shape.layers - 1 else f"model.layers.{layer + 1}.input_layernorm"
     following = g.add_rms_norm(down, f"{name}.middle.sum", norm, shape.hidden, shape.epsilon, f"{name}.out")
     return f"{following}.sum", following

@@ -13,8 +13,8 @@ from flatshare.package.graphs.builder import CONTRIB, IR_VERSION, OPSET, GraphBu
 
 _LENGTH_BYTES = 8
 Dims = list[str | int]
-INT8, SCALE = ".int8", ".scale"
-"""Endings of the names under which a compact graph asks for a matrix [inputs, outputs] and its scales."""
+INT8, SCALE, REST = ".int8", ".scale", ".rest"
+"""Endings of the names under which a compact graph asks for a matrix [inputs, outputs] and its scales; REST for what rounding left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,24 @@ class StepBuilder(GraphBuilder):
         self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, dims))
         return name
 
-    def project(self, x: str, name: str, inputs: int, outputs: int, output: str, *, is_wide: bool = False) -> str:
-        """The line x @ weight.T, without a bias. What is fed with `is_wide` ranges too far for int8."""
-        if not self._is_compact or is_wide:
+    def project(self, x: str, name: str, inputs: int, outputs: int, output: str, *, is_fine: bool = False) -> str:
+        """The line x @ weight.T, without a bias.
+
+        A compact graph feeds `x` in two parts of eight bits each, what is coarse and what that leaves; a fine matrix has two parts as well.
+        """
+        if not self._is_compact:
             return self.linear(x, name, inputs, outputs, output, has_bias=False)
-        operands = [x, *self._compact_weight(f"{name}.weight", inputs, outputs)]
-        return self.node("DynamicQuantizeMatMul", operands, output, domain=CONTRIB)
+        matrix = self._compact_weight(f"{name}.weight", inputs, outputs)
+        coarse = self.parts("DynamicQuantizeLinear", [x], [f"{output}.{part}" for part in ("int8", "step", "zero")])
+        rest = self.node("Sub", [x, self.node("DequantizeLinear", coarse, f"{output}.coarse")], f"{output}.rest")
+        products = [[x, *matrix], [rest, *matrix]]
+        if is_fine:
+            products.append([x, *self._compact_weight(f"{name}.weight{REST}", inputs, outputs)])
+        sums = [
+            self.node("DynamicQuantizeMatMul", operands, f"{output}.product.{index}", domain=CONTRIB)
+            for index, operands in enumerate(products)
+        ]
+        return self.node("Sum", sums, output)
 
     def look_up(self, name: str, ids: str, rows: int, width: int, output: str) -> str:
         """Rows of a table [rows, width], which may be the matrix of a projection too. `ids` has two dimensions."""

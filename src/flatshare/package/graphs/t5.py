@@ -198,7 +198,7 @@ class _Layers(StepBuilder):
             inner = self.node("Mul", [active, self.project(x, f"{name}.wi_1", *widen, f"{name}.wi_1.out")], f"{name}.inner")
         else:
             inner = self.activation(op, self.project(x, f"{name}.wi", *widen, f"{name}.wi.out"), f"{name}.inner")
-        return self.project(inner, f"{name}.wo", s.intermediate, s.hidden, f"{name}.wo.out", is_wide=True)
+        return self.project(inner, f"{name}.wo", s.intermediate, s.hidden, f"{name}.wo.out")
 
     def logits(self, normed: str) -> None:
         """Of each row's last token."""
@@ -207,7 +207,7 @@ class _Layers(StepBuilder):
         last = self.node("Gather", [full, self.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
         if s.is_scaled:
             last = self.node("Mul", [last, self.number("scale", s.hidden**-0.5)], "scaled")
-        self.project(last, "shared" if s.is_tied else "lm_head", s.hidden, s.vocabulary, "logits")
+        self.project(last, "shared" if s.is_tied else "lm_head", s.hidden, s.vocabulary, "logits", is_fine=True)
         self.output("logits", ["rows", s.vocabulary])
 
     def _grouped(self, inputs: list[str], output: str, present: tuple[str, ...]) -> str:

@@ -24,7 +24,7 @@ class T5Network(Network):
         self._own_names = tuple(f"self.{part}" for part in parts)
         self._text_names = tuple(f"text.{part}" for part in parts)
         self._text_lengths = np.zeros(MAX_ROWS, np.int32)
-        self._last = {name: np.zeros((MAX_ROWS, 1, spec.kv_heads * spec.head_size), np.float32) for name in self._text_names}
+        self._last: dict[str, NDArray[np.float32]] = {}
         self._unread: dict[int, Prompt] = {}
         self._kept_text: dict[int, tuple[int, ...]] = {}
 
@@ -70,6 +70,7 @@ class T5Network(Network):
     def rest(self) -> None:
         super().rest()
         self._prefill.forget()
+        self._last = {}
 
     def _read_all(self, row: int, prompt: Prompt) -> Logits:
         """The text, and what the answer begins with, in one run."""
@@ -111,6 +112,9 @@ class T5Network(Network):
     def _begin_text(self, row: int, length: int) -> None:
         """The step appends the text's last token anew each time, at the place where it is: GroupQueryAttention always appends one."""
         self._text_lengths[row] = length
+        if not self._last:
+            width = self._spec.kv_heads * self._spec.head_size
+            self._last = {name: np.zeros((MAX_ROWS, 1, width), np.float32) for name in self._text_names}
         for name in self._text_names:
             self._last[name][row, 0] = self.rows.tensors[name][row, :, length - 1].reshape(-1)
 
