@@ -76,6 +76,7 @@ def _activation(name: str) -> tuple[str, bool]:
 
 
 def _workspace_bytes(shape: T5Shape) -> int:
-    """Of the longest text: streams and two rounds of scores; and a step's keys, values and scores of the vocabulary."""
-    streams = POSITIONS * (6 * shape.hidden + 4 * shape.inner + 2 * shape.intermediate)
+    """Of the longest text: streams, keys and values before they are in the cache, scores; and those of a step over the vocabulary."""
+    cached = 2 * shape.decoder_layers * shape.inner
+    streams = POSITIONS * (6 * shape.hidden + 4 * shape.inner + 2 * shape.intermediate + cached)
     return 4 * (streams + 3 * shape.heads * POSITIONS**2 + 32 * shape.vocabulary) + 2**20

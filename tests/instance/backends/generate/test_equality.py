@@ -57,7 +57,7 @@ def test_texts_that_are_written_together_equal_those_written_alone(load: Load, b
         together = list(callers.map(lambda prompt: texts_of(ask(loaded, prompt, max_tokens=40))[0], PROMPTS * 2))
     assert together == alone * 2
     done = backend.statistics()
-    assert done["generation_rows_stepped"] > 2 * done["generation_steps"], "they did not share steps"
+    assert done["generation_rows_stepped"] > 1.3 * done["generation_steps"], "they did not share steps"
     assert texts_of(ask(loaded, *PROMPTS, max_tokens=40)) == alone
 
 

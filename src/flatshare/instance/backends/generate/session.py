@@ -24,19 +24,25 @@ class GraphSession:
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def bind(self, weights: Weights) -> "Binding":
-        binding = self._session.io_binding()
-        for name in self._weight_names:
-            binding.bind_ortvalue_input(name, weights[name])
-        return Binding(self._session, binding)
+        return Binding(self._session, {name: weights[name] for name in self._weight_names})
 
 
 class Binding:
-    """One model's weights bound to a graph, and what a run reads and writes besides."""
+    """One model's weights bound to a graph, and what a run reads and writes besides: made when it is needed, and let go when not."""
 
-    def __init__(self, session: ort.InferenceSession, binding: Any) -> None:
+    def __init__(self, session: ort.InferenceSession, weights: Weights) -> None:
         self._session = session
-        self._binding = binding
+        self._weights = weights
+        self._made: Any = None
         self._kept: dict[str, Any] = {}
+
+    @property
+    def _binding(self) -> Any:
+        if self._made is None:
+            self._made = self._session.io_binding()
+            for name, weight in self._weights.items():
+                self._made.bind_ortvalue_input(name, weight)
+        return self._made
 
     def input(self, name: str, array: NDArray[Any]) -> None:
         """Bind for the runs to come; the array is read where it lies."""
@@ -57,8 +63,6 @@ class Binding:
         self._session.run_with_iobinding(self._binding)
 
     def forget(self) -> None:
-        """Let go of everything but the weights: what was bound may be unmapped then.
-
-        The library keeps addresses that are not bound anew; they are, before the next run.
-        """
+        """Let go of everything but the weights: a binding of the library's keeps copies of what it was given."""
+        self._made = None
         self._kept.clear()

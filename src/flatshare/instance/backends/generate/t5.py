@@ -90,7 +90,7 @@ class T5Network(Network):
             self.rows.write(row, name, array[0])
         self._lengths[row] = first
         self._begin_text(row, text)
-        self._prefill.forget()
+        self._prefill.forget()  # the library would hold the keys and values a second time
         scores: Logits = logits[0]
         return scores
 
