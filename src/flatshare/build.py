@@ -1,9 +1,11 @@
 """The only file that knows everybody: settings become objects, and objects one running server."""
 
 import asyncio
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -11,8 +13,14 @@ from flatshare.control.drivers.local import LocalDriver
 from flatshare.control.plane import Control
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings
+from flatshare.core.state import Routes
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.sagemaker import SageMakerDoor
+from flatshare.gateway.doors.v2 import OpenInference
+from flatshare.gateway.doors.v2_http import V2HttpDoor
 from flatshare.gateway.invoke import Invoker
+from flatshare.gateway.names import ModelNames
+from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
@@ -27,7 +35,11 @@ from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 from flatshare.telemetry.shadows import ShadowMetrics
 
+if TYPE_CHECKING:
+    from flatshare.serving.rpc import RpcServer
+
 log = get_logger("server")
+DEFAULT_GRPC_PORT = 8001  # as Triton's
 KEYS_FILE = "keys.json"
 AUDIT_DIR = "audit"
 
@@ -43,12 +55,22 @@ class ServerSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """Where the server listens."""
+
+    port: int
+    grpc_port: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServeOptions:
     """What an operator chose: the options of `flatshare serve`, by their names there."""
 
     data_dir: Path
     host: str
     port: int
+    grpc_port: int | None
+    no_grpc: bool
     memory_bytes: int
     disk_bytes: int
     workers: int
@@ -59,10 +81,17 @@ class ServeOptions:
     tls_cert: Path | None
     tls_key: Path | None
     json_logs: bool
+    changed_artifacts: str
 
     @property
     def scheme(self) -> str:
         return "http" if self.tls_cert is None else "https"
+
+    @property
+    def rpc_port(self) -> int | None:
+        """Who takes any free port for HTTP, as tests do, gets one for gRPC too."""
+        default = DEFAULT_GRPC_PORT if self.port else 0
+        return None if self.no_grpc else default if self.grpc_port is None else self.grpc_port
 
 
 def settings_for(options: ServeOptions) -> ServerSettings:
@@ -70,14 +99,16 @@ def settings_for(options: ServeOptions) -> ServerSettings:
     folder = options.data_dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
-        gateway=GatewaySettings(host=options.host, port=options.port),
+        gateway=GatewaySettings(host=options.host, port=options.port, grpc_port=options.rpc_port),
         control=ControlSettings(database_url=options.database_url or f"sqlite:///{folder / 'control.db'}", region=options.region),
         fleet=FleetSettings(
             memory_bytes=options.memory_bytes,
             disk_bytes=options.disk_bytes,
             workers=options.workers,
             max_instances=options.max_instances,
+            parallel_starts=max(2, os.cpu_count() or 2),
             has_json_logs=options.json_logs,
+            changed_artifacts=options.changed_artifacts,
             store_dir=folder / "store",
             log_dir=folder / "log",
         ),
@@ -85,43 +116,102 @@ def settings_for(options: ServeOptions) -> ServerSettings:
     )
 
 
-def run(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:
+def run(settings: ServerSettings, on_ready: Callable[[Listening], None]) -> None:
     """`serve` on an event loop of its own."""
     uvloop.run(serve(settings, on_ready))
 
 
-async def serve(settings: ServerSettings, on_ready: Callable[[int], None]) -> None:
+async def serve(settings: ServerSettings, on_ready: Callable[[Listening], None]) -> None:
     """Run gateway and control plane until a signal; then answer what is under way and stop the instances.
 
-    `on_ready` is called with the port once the server listens.
+    `on_ready` is called once calls are answered. Health is answered before that, and all other calls wait for it.
     """
-    routes = RouteTable(settings.control.account)
-    metrics = GatewayMetrics()
-    certificate = _certificate(settings.security)
-    entry = _entry(settings, metrics)
-    control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=routes.replace)
-    shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=settings.gateway.hold_s)
-    invoker = Invoker(settings.gateway, routes, metrics, shadows, region=settings.control.region, account=settings.control.account)
-    door = FrontDoor(invoker, control.handle, FleetStatus(routes, shadows), metrics, entry)
-    gateway = settings.gateway
-    server = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
-    stop_on_signals(server.stop)
-    store = await asyncio.to_thread(_repaired_store, settings.fleet.store_dir)
-    metrics.disk_bytes.set_function(store.catalog.disk_bytes)
-    metrics.disk_limit_bytes.set(settings.fleet.disk_bytes)
-    tls = None if certificate is None else certificate.context
-    port = await server.listen_on_port(gateway.host, gateway.port, tls)  # before anything is started that would have to be stopped
+    house = _Gateway(settings)
+    control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=house.publish)
+    servers = _Servers(settings, house, control)
+    stop_on_signals(servers.stop)
+    listening = await servers.listen()  # before anything is started that would have to be stopped
+    running = asyncio.create_task(servers.run())
     try:
+        store = await asyncio.to_thread(_repaired_store, settings.fleet.store_dir)
+        house.metrics.disk_bytes.set_function(store.catalog.disk_bytes)
+        house.metrics.disk_limit_bytes.set(settings.fleet.disk_bytes)
         await control.start()
-        log.info("server_listens", host=gateway.host, port=port, auth=entry.guard.auth.value, tls=tls is not None)
+        house.readiness.start([e.name for e in control.snapshot()], house.routes.routes, give_up_s=settings.fleet.start_timeout_s)
+        log.info("server_listens", host=settings.gateway.host, **asdict(listening), **servers.protection)
         settle_memory()
-        on_ready(port)
-        await server.run()
+        on_ready(listening)
+        await running
     finally:
-        await shadows.close()
+        servers.stop()
+        await running
+        await house.shadows.close()
         await control.close()
-        routes.close()
-        entry.close()
+        house.routes.close()
+        house.entry.close()
+
+
+class _Gateway:
+    """What the doors share."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        gateway = settings.gateway
+        self.routes = RouteTable(settings.control.account)
+        self.metrics = GatewayMetrics()
+        self.readiness = Readiness()
+        self.entry = _entry(settings, self.metrics)
+        self.shadows = Shadows(self.routes, ShadowMetrics(self.metrics.registry), timeout_s=gateway.hold_s)
+        self.status = FleetStatus(self.routes, self.shadows)
+        self.invoker = Invoker(gateway, self.routes, self.metrics, self.shadows)
+
+    def publish(self, routes: Routes) -> None:
+        """What control calls when an endpoint or an instance came or went."""
+        self.routes.replace(routes)
+        self.readiness.look(routes)
+
+
+class _Servers:
+    """The doors, behind their ports."""
+
+    def __init__(self, settings: ServerSettings, house: _Gateway, control: Control) -> None:
+        self._settings = gateway = settings.gateway
+        self._readiness = house.readiness
+        self._certificate = _certificate(settings.security)
+        self.protection = {"auth": house.entry.guard.auth.value, "tls": self._certificate is not None}
+        names = ModelNames(house.routes, house.invoker)
+        core = OpenInference(house.invoker, names, house.status, house.metrics, house.readiness, house.entry)
+        runtime = SageMakerDoor(house.invoker, house.routes, gateway, region=settings.control.region, account=settings.control.account)
+        open_inference = V2HttpDoor(core, gateway)
+        door = FrontDoor(runtime, open_inference, control.handle, house.status, house.metrics, house.readiness, house.entry)
+        self._http = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
+        self._rpc = None if gateway.grpc_port is None else _rpc_server(gateway, core)
+
+    async def listen(self) -> Listening:
+        """Take the ports. Raises OSError or PortInUse."""
+        gateway = self._settings
+        port = await self._http.listen_on_port(gateway.host, gateway.port, None if self._certificate is None else self._certificate.context)
+        if self._rpc is None or gateway.grpc_port is None:
+            return Listening(port, None)
+        return Listening(port, await self._rpc.listen_on_port(gateway.host, gateway.grpc_port, self._certificate))
+
+    async def run(self) -> None:
+        """Until told to stop, and everybody who was being served has an answer."""
+        await asyncio.gather(self._http.run(), *([self._rpc.run()] if self._rpc is not None else []))
+
+    def stop(self) -> None:
+        """Begin to drain. May be called more than once."""
+        self._readiness.drain()
+        self._http.stop()
+        if self._rpc is not None:
+            self._rpc.stop()
+
+
+def _rpc_server(gateway: GatewaySettings, core: OpenInference) -> "RpcServer":
+    from flatshare.gateway.doors.v2_grpc import V2GrpcDoor  # noqa: PLC0415  # 9 MB that a server without gRPC need not carry
+    from flatshare.serving.rpc import RpcServer  # noqa: PLC0415
+
+    services = (V2GrpcDoor(core).service,)
+    return RpcServer(services, max_body_bytes=gateway.max_body_bytes, drain_s=gateway.drain_s, max_calls=2 * gateway.max_in_flight)
 
 
 def _entry(settings: ServerSettings, metrics: GatewayMetrics) -> Entry:

@@ -48,6 +48,21 @@ def test_another_service_is_answered_in_json(server: Server) -> None:
     assert refused.value.response["Error"]["Code"] == "UnknownOperationException"
 
 
+def test_a_service_that_is_not_served_yet_is_answered_in_its_own_protocol(server: Server) -> None:
+    client = boto3.client("cloudwatch", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+    with pytest.raises(ClientError) as refused:
+        client.list_metrics()
+    assert refused.value.response["Error"]["Code"] == "UnknownOperationException"
+    connection = http.client.HTTPConnection(urlparse(server.url).netloc)
+    form = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
+    connection.request("POST", "/", b"Action=ListMetrics&Version=2010-08-01", form)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    assert (response.status, response.headers["content-type"]) == (400, "text/xml")
+    assert b"<Code>InvalidAction</Code>" in body
+
+
 def test_a_body_that_is_not_json_is_a_serialization_exception(server: Server) -> None:
     status, headers, body = post(server, {"X-Amz-Target": "SageMaker.ListModels"}, b"{")
     assert status == 400

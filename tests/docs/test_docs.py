@@ -9,10 +9,13 @@ import pytest
 from click import Group
 from click.testing import CliRunner
 
+from flatshare.bench import control as bench_control
 from flatshare.bench.story import TARGETS
 from flatshare.cli.main import commands
 from flatshare.core import errors, settings
+from flatshare.core.ids import EndpointName, VariantName
 from flatshare.telemetry.metrics import GatewayMetrics, InstanceReading
+from flatshare.telemetry.shadows import AGREED, Comparison, ShadowMetrics, ShadowOf
 from flatshare.wire import faults
 from tests.e2e.checkpoints import write_checkpoint
 from tests.e2e.servers import deploy, serving
@@ -64,6 +67,8 @@ def test_every_metric_is_on_the_operations_page() -> None:
     metrics.answered("e", 200, 0.1, {"load": 0.05})
     metrics.failed("ValidationError")
     metrics.denied("AccessDeniedException")
+    shadows = ShadowMetrics(metrics.registry)
+    shadows.compared(ShadowOf(EndpointName("e"), VariantName("v")), Comparison(AGREED, 0.1, 0.1))
     text = metrics.render([InstanceReading("e", "i", 1, 1, 1, 1, 1, 1, 0, {"load": 1}, {"mapped": 1})], {"e"}).decode()
     names = set(re.findall(r"^# TYPE (flatshare_\w+)", text, re.MULTILINE))
     assert {name for name in names if f"`{name}`" not in OPERATIONS and not name.endswith("_created")} == set()
@@ -80,7 +85,7 @@ def test_every_code_that_a_caller_may_meet_is_on_the_operations_page() -> None:
 
 def test_every_target_of_the_story_is_in_the_benchmark_table() -> None:
     table = (ROOT / "docs/benchmarks.md").read_text()
-    assert [key for key in TARGETS if f"`{key}`" not in table] == []
+    assert [key for key in (*TARGETS, *bench_control.TARGETS) if f"`{key}`" not in table] == []
 
 
 def test_no_component_has_more_settings_than_a_reader_holds() -> None:

@@ -125,7 +125,8 @@ def serving(
         )
     with process:
         try:
-            yield RunningServer(process, _first_json(process)["url"])
+            greeting = _first_json(process)
+            yield RunningServer(process, greeting["url"], grpc_address=greeting["grpc"])
         finally:
             stop(process)
 

@@ -1,5 +1,6 @@
 """Where a checkpoint may lie and how it may be packed: always the same model, by digest and by answer."""
 
+import random
 import socket
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
-from flatshare.bench.server import RunningServer
+from flatshare.bench.server import PlainCaller, RunningServer
 from flatshare.client.deploy import EndpointPlan, ensure_endpoint
 from tests.e2e.checkpoints import pack, write_checkpoint
-from tests.e2e.servers import Endpoint, clean_environment, require_vector, serving
+from tests.e2e.servers import Endpoint, clean_environment, require_vector, serving, until
+from tests.store.faults import FaultyProxy, cut_after, refused
 
 pytestmark = pytest.mark.slow
 KEY, SECRET, BUCKET = "test-key", "test-secret-not-in-use-elsewhere", "models"
@@ -142,3 +145,55 @@ def _upload(client: Any, folder: Path, prefix: str) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             client.put_object(Bucket=BUCKET, Key=f"{prefix}{path.relative_to(folder)}", Body=path.read_bytes())
+
+
+def test_behind_a_bad_network_a_model_answers_rightly_or_with_a_clear_error_and_in_the_end_rightly(tmp_path: Path) -> None:
+    s3, checkpoint = _new_s3(tmp_path / "nanio"), write_checkpoint(tmp_path / "model", 702)
+    with s3.up() as client, FaultyProxy(s3.port).up() as proxy:
+        _upload(client, checkpoint, "model/")
+        environment = s3.environment | {"AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{proxy.port}"}
+        with serving(tmp_path / "data", environment=environment) as server:
+            ensure_endpoint(server.sagemaker, EndpointPlan("shaky", f"s3://{BUCKET}/"))
+            endpoint = Endpoint(server, "shaky", tmp_path)
+            proxy.ever = refused(503)
+            failure = endpoint.failure(TargetModel="model")
+            assert (failure.code, failure.status) == ("InternalDependencyException", 530)
+            assert f"s3://{BUCKET}/model" in failure.message
+            dice = random.Random(3)
+            faults = [refused(500), refused(503), cut_after(0), cut_after(500), cut_after(9_000), None]
+            proxy.script = [dice.choice(faults) for _ in range(25)]
+            proxy.ever = None
+            until(lambda: _is_right_or_a_clear_error(endpoint, checkpoint), within_s=60)
+
+
+def _is_right_or_a_clear_error(endpoint: Endpoint, checkpoint: Path) -> bool:
+    try:
+        answer = endpoint.invoke("model")
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "InternalDependencyException":
+            raise
+        return False
+    require_vector(answer.vectors[0], checkpoint)
+    return True
+
+
+def test_another_version_under_the_same_key_waits_for_an_eviction_if_it_is_told_to(tmp_path: Path) -> None:
+    s3 = _new_s3(tmp_path / "nanio")
+    old, new = (write_checkpoint(tmp_path / f"{seed}", seed) for seed in (703, 704))
+    with s3.up() as client, serving(tmp_path / "data", environment=s3.environment, options=("--changed-artifacts", "keep")) as server:
+        client.create_bucket(Bucket=BUCKET)
+        _upload_packed(client, old)
+        ensure_endpoint(server.sagemaker, EndpointPlan("kept", f"s3://{BUCKET}/"))
+        endpoint = Endpoint(server, "kept", tmp_path)
+        require_vector(endpoint.invoke("model.tar").vectors[0], old)
+        _upload_packed(client, new)
+        require_vector(endpoint.invoke("model.tar").vectors[0], old)
+        [instance] = endpoint.instances()
+        with PlainCaller.to_socket(instance["socket"]) as caller:
+            assert caller.request("DELETE", f"/models/{instance['models'][0]['key']}", b"")[0] == 200
+        require_vector(endpoint.invoke("model.tar").vectors[0], new)
+
+
+def _upload_packed(client: Any, checkpoint: Path) -> None:
+    pack(checkpoint, checkpoint.with_suffix(".tar"))
+    client.put_object(Bucket=BUCKET, Key="model.tar", Body=checkpoint.with_suffix(".tar").read_bytes())

@@ -319,7 +319,7 @@ BROKEN = {
     "no tokenizer": Broken(_without("tokenizer.json"), "tokenizer.json is missing"),
     "no weights": Broken(_without("model.safetensors"), "model.safetensors is missing"),
     "no pooling config": Broken(_without("1_Pooling/config.json"), "1_Pooling/config.json is missing"),
-    "an unknown family": Broken(_edited("config.json", model_type="mamba"), "model_type is 'mamba'"),
+    "a family that is no name": Broken(_edited("config.json", model_type=7), "model_type is 7"),
     "a config that is not JSON": Broken(_in_checkpoint(lambda c: (c / "config.json").write_text("{")), "config.json is not valid JSON"),
     "a config that is a list": Broken(_in_checkpoint(lambda c: (c / "config.json").write_text("[]")), "config.json is not a JSON object"),
     "a negative size": Broken(_edited("config.json", hidden_size=-32), "hidden_size must be an integer"),

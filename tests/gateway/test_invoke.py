@@ -13,7 +13,12 @@ from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.settings import GatewaySettings, SecuritySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.sagemaker import SageMakerDoor
+from flatshare.gateway.doors.v2 import OpenInference
+from flatshare.gateway.doors.v2_http import V2HttpDoor
 from flatshare.gateway.invoke import Invoker, request_ids
+from flatshare.gateway.names import ModelNames
+from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.shadow import Shadows
 from flatshare.gateway.status import FleetStatus
@@ -51,7 +56,8 @@ async def gateway(
         routes.replace(Routes({EndpointName("e"): EndpointRoute(EndpointName("e"), is_multi_model=True, variants=(variant,))}))
         metrics = GatewayMetrics()
         shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=5.0)
-        invoker = Invoker(settings or GatewaySettings(), routes, metrics, shadows, region="r", account="123456789012")
+        settings = settings or GatewaySettings()
+        invoker = Invoker(settings, routes, metrics, shadows)
 
         async def control(_: Request) -> Reply:
             return Reply(200, b"control")
@@ -59,7 +65,11 @@ async def gateway(
         clock = SystemClock()
         guard = Guard(security or SecuritySettings(), clock, region="r", account="123456789012", max_body_bytes=1 << 20)
         entry = Entry(guard, AuditLog(tmp_path / "audit"), metrics, clock)
-        yield FrontDoor(invoker, control, FleetStatus(routes, shadows), metrics, entry)
+        status, readiness = FleetStatus(routes, shadows), Readiness()
+        readiness.start((), routes.routes, give_up_s=1.0)
+        runtime = SageMakerDoor(invoker, routes, settings, region="r", account="123456789012")
+        open_inference = OpenInference(invoker, ModelNames(routes, invoker), status, metrics, readiness, entry)
+        yield FrontDoor(runtime, V2HttpDoor(open_inference, settings), control, status, metrics, readiness, entry)
         entry.close()
         await shadows.close()
         routes.close()

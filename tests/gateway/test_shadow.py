@@ -15,6 +15,7 @@ from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.settings import GatewaySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway import shadow
+from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.invoke import Invoker
 from flatshare.gateway.routes import RouteTable
 from flatshare.gateway.shadow import Shadows
@@ -32,7 +33,7 @@ from .test_invoke import Instance, failing, invocation
 
 @dataclass(slots=True)
 class Gateway:
-    invoker: Invoker
+    door: SageMakerDoor
     shadows: Shadows
     metrics: GatewayMetrics
     status: FleetStatus
@@ -41,7 +42,7 @@ class Gateway:
         """The caller's answer; what is done afterwards has begun."""
         call = parse_invocation(invocation(**headers))
         assert call is not None
-        reply = await self.invoker.invoke(call)
+        reply = await self.door.invoke(call)
         assert reply.afterwards is not None
         reply.afterwards()
         return reply
@@ -72,8 +73,9 @@ async def gateway(tmp_path: Path, production: Instance, copy: Instance | None, *
         routes.replace(Routes({endpoint.name: endpoint}))
         metrics = GatewayMetrics()
         shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=5.0)
-        invoker = Invoker(GatewaySettings(), routes, metrics, shadows, region="r", account="1")
-        yield Gateway(invoker, shadows, metrics, FleetStatus(routes, shadows))
+        settings = GatewaySettings()
+        door = SageMakerDoor(Invoker(settings, routes, metrics, shadows), routes, settings, region="r", account="1")
+        yield Gateway(door, shadows, metrics, FleetStatus(routes, shadows))
         await shadows.close()
         routes.close()
 

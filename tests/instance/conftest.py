@@ -59,12 +59,15 @@ class FakeFinder:
         self.searches += 1
         self.in_use = in_use
         await self.gate.wait()
+        await self.require(source)
+        return replace(self.models[source.uri.rsplit("/", 1)[1]])
+
+    async def require(self, source: ModelSource) -> None:
         name = source.uri.rsplit("/", 1)[1]
         if name in self.failures:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
-        return replace(self.models[name])
 
 
 @dataclass
@@ -100,12 +103,12 @@ class Flat:
 
 @asynccontextmanager
 async def running_flat(
-    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, threads: Executor | None = None
+    memory_bytes: int, *, anonymous_share: float = 0.5, patience_s: float = 5.0, recheck_s: float = 10.0, threads: Executor | None = None
 ) -> AsyncIterator[Flat]:
     backend, finder, clock, journal = FakeBackend(), FakeFinder(), ManualClock(), Journal()
     books = Books(memory_bytes, anonymous_share, BASE)
     with threads or ThreadPoolExecutor(2) as loaders:
-        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=10.0)
+        cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=recheck_s)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
             cache.check()

@@ -1,6 +1,7 @@
 """The cache: one load whoever asks, nothing evicted in use, every rider settled, and the books balanced after each step."""
 
 import asyncio
+import math
 import selectors
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -510,3 +511,16 @@ class TestChangedArtifacts:
             await flat.use("m0")
             await asyncio.sleep(0)
         assert flat.finder.searches == 1 + 2, "one load, and every ten seconds a look"
+
+    async def test_where_changes_are_to_wait_for_an_eviction_they_do_and_then_they_count(self) -> None:
+        async with running_flat(100_000, recheck_s=math.inf) as flat:
+            flat.finder.put("m0")
+            await flat.use("m0")
+            flat.finder.models["m0"] = stored_model("m0 retrained", {"weights of m0, retrained": 900})
+            for _ in range(5):
+                flat.clock.advance(1e6)
+                assert (await ride(flat, "m0")).digest == stored_model("m0", {}).manifest.digest
+                await asyncio.sleep(0)
+            assert flat.finder.searches == 1
+            await flat.cache.unload(key_of("m0"))
+            assert (await ride(flat, "m0")).digest == stored_model("m0 retrained", {}).manifest.digest

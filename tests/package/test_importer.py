@@ -85,7 +85,7 @@ def test_a_tensor_of_another_shape_is_refused_and_nothing_is_stored(store: Tenso
 def test_a_missing_tensor_is_named(store: TensorStore, tmp_path: Path) -> None:
     tensors = random_weights(1)
     del tensors["embeddings.LayerNorm.bias"]
-    with pytest.raises(BadPackage, match=r"lack the tensor 'embeddings.LayerNorm.bias'"):
+    with pytest.raises(BadPackage, match=r"lacks the tensor 'embeddings.LayerNorm.bias'"):
         import_folder(store, write_checkpoint(tmp_path / "a", tensors=tensors))
 
 

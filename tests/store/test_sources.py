@@ -13,7 +13,7 @@ import pytest
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
-from flatshare.store import sources
+from flatshare.store import remote, sources
 from flatshare.store.sources import Artifact, SourceFile, fetch, probe
 
 from .conftest import BUCKET, S3, Proxy, Seen, full_disk_at, tree_of
@@ -377,7 +377,7 @@ class TestStoreOutOfReach:
         assert time.monotonic() - start_s < 12
 
     def test_a_server_that_is_silent_is_given_up(self, suffix: str, s3: S3, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sources, "_CLIENT", {**sources._CLIENT, "read_timeout": timedelta(milliseconds=50)})  # instead of 5 s
+        monkeypatch.setattr(remote, "_CLIENT", {**remote._CLIENT, "read_timeout": timedelta(milliseconds=50)})  # instead of 5 s
         with socket.create_server(("127.0.0.1", 0)) as silent:
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{silent.getsockname()[1]}")
             with pytest.raises(StoreUnavailable, match="try again"):

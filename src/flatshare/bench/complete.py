@@ -35,8 +35,9 @@ _TYPED = (
 
 TARGETS: dict[str, float] = {
     "complete_30_ms": 160, "complete_250_ms": 220, "complete_550_ms": 320, "cold_start_p50_ms": 250, "keystroke_p95_ms": 120,
+    "batching_gain": 3.0,
 }  # fmt: skip
-AT_LEAST: dict[str, float] = {"batching_gain": 3.0}
+AT_LEAST = {"batching_gain"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +27,12 @@ _INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 class RunningServer:
     """A `flatshare serve` process, and what a benchmark asks of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, key: AccessKey | None = None) -> None:
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", url: str, *, grpc_address: str | None = None, key: AccessKey | None = None
+    ) -> None:
         self.process = process
         self.url = url
+        self.grpc_address = grpc_address
         self.sagemaker = aws_client("sagemaker", url, key=key)
         self.runtime = aws_client("sagemaker-runtime", url, connections=32, key=key)
 
@@ -94,13 +97,18 @@ def running_server(data_dir: Path, prefix: Path, memory: str, *, key: AccessKey 
         server.close()
 
 
-def start_server(data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None) -> RunningServer:
+def start_server(
+    data_dir: Path, memory: str, *, log_file: Path | None = None, key: AccessKey | None = None, options: Sequence[str] = ()
+) -> RunningServer:
     """A server that goes on until it is closed, in a session of its own. Its log goes to `log_file`, or where ours goes."""
     command = [sys.executable, "-m", "flatshare", "serve", "--data", str(data_dir), "--port", "0", "--memory", memory, "--json"]
     command += ["--auth", "none" if key is None else "sigv4"]
     with log_file.open("ab") if log_file is not None else nullcontext() as log:
-        process = subprocess.Popen([*command, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True)
-    return RunningServer(process, _first_json(process)["url"], key)
+        process = subprocess.Popen(
+            [*command, *options, "--log-level", "warning"], stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
+    greeting = _first_json(process)
+    return RunningServer(process, greeting["url"], grpc_address=greeting["grpc"], key=key)
 
 
 def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 import orjson
 from rich.console import Console
 
+from flatshare.core.settings import KEEP, REPLACE
 from flatshare.core.sizes import parse_size
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -43,6 +44,17 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 def cores() -> int:
     """Cores that this process may use, at most eight: each engine thread reserves a workspace of the memory budget."""
     return min(8, len(os.sched_getaffinity(0)))
+
+
+def changed_artifacts_option(command: F) -> F:
+    option = click.option(
+        "--changed-artifacts",
+        default=REPLACE,
+        show_default=True,
+        type=click.Choice([REPLACE, KEEP]),
+        help="A new version under a key takes the place of the one in memory, or (as on SageMaker) that is kept until it is evicted.",
+    )
+    return option(command)
 
 
 def url_option(command: F) -> F:

@@ -9,15 +9,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import SIZE, cores, errors, json_option, print_json, url_option
+from flatshare.cli.options import SIZE, changed_artifacts_option, cores, errors, json_option, print_json, url_option
 from flatshare.client.aws import environment
 from flatshare.core.errors import IncompatibleState
 from flatshare.core.sizes import format_size
+from flatshare.serving.limits import default_memory_bytes
+
+if TYPE_CHECKING:
+    from flatshare.build import Listening, ServeOptions
 
 
 @click.command(short_help="Start the server: gateway, control plane, instances.")
@@ -27,7 +31,19 @@ from flatshare.core.sizes import format_size
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
 @click.option(
-    "--memory", "memory_bytes", default="2GiB", show_default=True, type=SIZE, help="What all instances may take: private and mapped."
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    show_default="8001, or a free one if --port is 0",
+    help="Port of the Open Inference Protocol over gRPC; 0 takes a free one.",
+)
+@click.option("--no-grpc", is_flag=True, help="Serve no gRPC.")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    default=default_memory_bytes,
+    show_default="half of the machine's, or 3/4 of the container's less 192 MiB",
+    type=SIZE,
+    help="What all instances may take: private and mapped.",
 )
 @click.option("--disk", "disk_bytes", default="50GiB", show_default=True, type=SIZE, help="What imported models may take on disk.")
 @click.option(
@@ -54,17 +70,18 @@ from flatshare.core.sizes import format_size
 @click.option("--tls-cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificate chain (PEM): serve HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Its key (PEM). SIGHUP reads both anew.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
+@changed_artifacts_option
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
 @json_option
 def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> None:
-    """Serve the SageMaker control plane and runtime, metrics and status on one port.
+    """Serve SageMaker's control plane and runtime, Open Inference v2, metrics and status on one port, Open Inference over gRPC on another.
 
     Endpoints and imported models survive a restart; Ctrl-C or SIGTERM answers what is under way and stops.
 
     \b
     Examples:
-      flatshare serve                                  everything below ./data, 2 GiB, port 8080
+      flatshare serve                                  everything below ./data, port 8080, gRPC on 8001
       flatshare serve --memory 8GiB --port 9000
       flatshare serve --host 0.0.0.0 --auth sigv4 --tls-cert cert.pem --tls-key key.pem
       eval "$(flatshare env)"                          then AWS clients talk to it
@@ -76,11 +93,10 @@ def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> N
     _require_protection(chosen.host, chosen.auth, chosen.tls_cert, chosen.tls_key, insecure=insecure)
     log.configure(json=chosen.json_logs, level=log_level)
     _lock(chosen.data_dir)
-    where = f"{chosen.scheme}://{chosen.host}"
     with _start_explained(chosen.host, chosen.port):
         build.run(
             build.settings_for(chosen),
-            lambda port: _greet(f"{where}:{port}", chosen.memory_bytes, chosen.data_dir, as_json=as_json),
+            lambda listening: _greet(chosen, listening, as_json=as_json),
         )
 
 
@@ -109,13 +125,15 @@ def _lock(data_dir: Path) -> None:
         ) from None
 
 
-def _greet(url: str, memory_bytes: int, data_dir: Path, *, as_json: bool) -> None:
+def _greet(chosen: "ServeOptions", listening: "Listening", *, as_json: bool) -> None:
+    url = f"{chosen.scheme}://{chosen.host}:{listening.port}"
+    grpc = None if listening.grpc_port is None else f"{chosen.host}:{listening.grpc_port}"
     if as_json:
-        print_json({"url": url, "pid": os.getpid(), "data": str(data_dir)})
+        print_json({"url": url, "grpc": grpc, "pid": os.getpid(), "data": str(chosen.data_dir)})
         return
-    errors.print(
-        f"[bold]flatshare[/] serves on [bold]{url}[/] with {format_size(memory_bytes)} of memory; state in {escape(str(data_dir))}"
-    )
+    spoken = "" if grpc is None else f", gRPC on {grpc},"
+    room, folder = format_size(chosen.memory_bytes), escape(str(chosen.data_dir))
+    errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/]{spoken} with {room} of memory; state in {folder}")
     if sys.stderr.isatty():
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 

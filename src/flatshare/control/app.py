@@ -1,5 +1,6 @@
 """Step 1 of 4 on a deployment's path: POST / with X-Amz-Target becomes one operation in one transaction."""
 
+import asyncio
 import uuid
 from collections.abc import Callable, Mapping
 
@@ -11,7 +12,8 @@ from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput
 from flatshare.core.settings import ControlSettings, FleetSettings
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.aws_json import error_reply, sagemaker_codec
+from flatshare.wire.aws_json import sagemaker_codec
+from flatshare.wire.aws_services import codec_of
 from flatshare.wire.aws_shapes import Params
 from flatshare.wire.faults import control_fault
 from flatshare.wire.http import TOO_LARGE, Reply, Request
@@ -62,7 +64,8 @@ class ControlApp:
             if fault.status >= 500:
                 log.exception("control_call_failed", request_id=request_id)
                 message = f"An internal error occurred: look for request {request_id} in the log of flatshare."
-            return error_reply(fault.status, fault.code, message, request_id=request_id)
+            codec = await asyncio.to_thread(codec_of, request)  # the first call meant for another service reads that service's model
+            return codec.error(fault.status, fault.code, message, request_id=request_id)
 
     async def _answer(self, request: Request, request_id: str) -> Reply:
         if TOO_LARGE in request.headers:

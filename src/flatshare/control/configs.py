@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flatshare.control.desk import Desk, as_tags, refuse_members
-from flatshare.control.listing import Listed, list_page
+from flatshare.control.listing import list_query, page_of
 from flatshare.control.state import Definition
 from flatshare.core.errors import ValidationFailed
 from flatshare.wire.aws_shapes import Params
@@ -52,7 +52,8 @@ def describe_endpoint_config(desk: Desk, params: Params) -> Params:
 
 
 def list_endpoint_configs(desk: Desk, params: Params) -> Params:
-    page = list_page([Listed(config.name, config.created_s) for config in desk.rows.configs.all()], params)
+    query = list_query(params)
+    page = page_of(desk.rows.configs.page(query), query)
     configs = [
         {"EndpointConfigName": c.name, "EndpointConfigArn": desk.arns.config(c.name), "CreationTime": c.created_s} for c in page.items
     ]

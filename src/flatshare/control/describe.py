@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flatshare.control.desk import Desk
-from flatshare.control.listing import Listed, list_page
+from flatshare.control.listing import list_query, page_of
 from flatshare.control.state import Endpoint
 from flatshare.core.ids import VariantName
 from flatshare.policy.diff import Deployment, DesiredEndpoint, Slot, Status, Variant
@@ -40,8 +40,8 @@ def describe_endpoint(desk: Desk, params: Params) -> Params:
 
 
 def list_endpoints(desk: Desk, params: Params) -> Params:
-    endpoints = desk.rows.endpoints()
-    page = list_page([Listed(e.desired.name, e.created_s, e.modified_s, e.desired.status.value) for e in endpoints], params)
+    query = list_query(params)
+    page = page_of(desk.rows.endpoint_page(query), query)
     summaries = [
         {
             "EndpointName": item.name,

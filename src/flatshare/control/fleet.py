@@ -37,7 +37,7 @@ class InstanceSnapshot:
 class Fleet:
     """Starts, watches and stops instances. Entered by the loop that owns it; used on that loop only."""
 
-    def __init__(self, driver: Driver, clock: Clock, *, memory_bytes: int, changed: Callable[[], None]) -> None:
+    def __init__(self, driver: Driver, clock: Clock, *, memory_bytes: int, parallel_starts: int, changed: Callable[[], None]) -> None:
         self._driver = driver
         self._clock = clock
         self._memory_bytes = memory_bytes
@@ -46,6 +46,7 @@ class Fleet:
         self._troubles: dict[Slot, Trouble] = {}
         self._tasks = asyncio.TaskGroup()
         self._balancing = asyncio.Lock()
+        self._starts = asyncio.Semaphore(parallel_starts)
 
     async def __aenter__(self) -> Self:
         await self._tasks.__aenter__()
@@ -99,9 +100,10 @@ class Fleet:
         """An instance's whole life, from its start until it has gone. Whatever happens, its share goes back to the others."""
         try:
             await self._balance()
-            instance.memory_bytes = self._share_bytes
-            name = f"{instance.slot.endpoint}/{instance.slot.variant}"
-            instance.running = await self._driver.start(InstanceSpec(instance.id, name, instance.memory_bytes))
+            async with self._starts:  # fifty at once would take the cores from each other and from the callers
+                instance.memory_bytes = self._share_bytes
+                name = f"{instance.slot.endpoint}/{instance.slot.variant}"
+                instance.running = await self._driver.start(InstanceSpec(instance.id, name, instance.memory_bytes))
             await self._serve(instance)
         except Exception as error:  # the worker's main: an instance must not take the fleet with it
             if not isinstance(error, FlatshareError | OSError):

@@ -1,13 +1,14 @@
-"""Step 2 of 4 on a deployment's path: what the List operations share, as pure functions: filter, sort, page.
+"""Step 2 of 4 on a deployment's path: what the List operations share: which items, in which order, from where on.
 
 A page ends with the key of its last item, not with a count: what is created or deleted meanwhile repeats and hides nothing.
+The database filters and sorts (`state.py`), so that a page costs the same however many items there are.
 """
 
 import base64
 import binascii
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import orjson
 
@@ -15,6 +16,7 @@ from flatshare.core.errors import ValidationFailed
 from flatshare.wire.aws_shapes import Params
 
 _DEFAULT_PAGE_ITEMS = 10  # ListEndpoints' documented default; the others document none
+SortBy = Literal["Name", "CreationTime", "Status"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,59 +28,69 @@ class Listed:
     modified_s: float = 0.0
     status: str = ""
 
+    def key(self, sort_by: SortBy) -> float | str:
+        """What it is sorted by, before its name."""
+        if sort_by == "CreationTime":
+            return self.created_s
+        return self.name if sort_by == "Name" else self.status
+
+
+@dataclass(frozen=True, slots=True)
+class Last:
+    """Where the previous page ended."""
+
+    key: float | str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """A List call."""
+
+    sort_by: SortBy
+    is_descending: bool
+    count: int
+    last: Last | None
+    filters: Params
+    """The call's own members, by AWS's names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    items: list[Listed]
+    items: Sequence[Listed]
     next_token: str | None
 
 
-def list_page(items: list[Listed], params: Params) -> Page:
-    """The page that the call asks for."""
-    sort_by = params.get("SortBy", "CreationTime")
+def list_query(params: Params) -> ListQuery:
+    """Raises ValidationFailed for a token that is not one of ours, or of another order."""
+    sort_by: SortBy = params.get("SortBy", "CreationTime")
     is_descending = params.get("SortOrder", "Descending") == "Descending"
-    key = _SORT_KEYS[sort_by]
-    query = [sort_by, is_descending]
-    items = sorted((item for item in items if _is_wanted(item, params)), key=key, reverse=is_descending)
-    if "NextToken" in params:
-        last = _decoded(params["NextToken"], query)
-        items = [item for item in items if (key(item) < last if is_descending else key(item) > last)]
-    count = params.get("MaxResults", _DEFAULT_PAGE_ITEMS)
-    shown = items[:count]
-    return Page(shown, _encoded(query, key(shown[-1])) if len(items) > count else None)
+    last = _decoded(params["NextToken"], sort_by, is_descending) if "NextToken" in params else None
+    return ListQuery(sort_by, is_descending, params.get("MaxResults", _DEFAULT_PAGE_ITEMS), last, params)
 
 
-_SORT_KEYS: dict[str, Callable[[Listed], tuple[Any, str]]] = {
-    "Name": lambda item: (item.name, item.name),
-    "CreationTime": lambda item: (item.created_s, item.name),
-    "Status": lambda item: (item.status, item.name),
-}
+def page_of(found: Sequence[Listed], query: ListQuery) -> Page:
+    """The page, if `found` are the next items, one more than it takes if there are so many."""
+    shown = found[: query.count]
+    if len(found) <= query.count:
+        return Page(shown, None)
+    last = shown[-1]
+    return Page(shown, _encoded(query.sort_by, query.is_descending, Last(last.key(query.sort_by), last.name)))
 
 
-def _is_wanted(item: Listed, params: Params) -> bool:
-    return (
-        params.get("NameContains", "").lower() in item.name.lower()
-        and item.created_s < params.get("CreationTimeBefore", float("inf"))
-        and item.created_s >= params.get("CreationTimeAfter", 0.0)
-        and item.modified_s < params.get("LastModifiedTimeBefore", float("inf"))
-        and item.modified_s >= params.get("LastModifiedTimeAfter", 0.0)
-        and item.status == params.get("StatusEquals", item.status)
-    )
+def _encoded(sort_by: SortBy, is_descending: bool, last: Last) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([sort_by, is_descending, last.key, last.name])).decode()
 
 
-def _encoded(query: list[Any], last: tuple[Any, str]) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([*query, *last])).decode()
-
-
-def _decoded(token: str, query: list[Any]) -> tuple[Any, str]:
+def _decoded(token: str, sort_by: SortBy, is_descending: bool) -> Last:
     try:
-        sort_by, is_descending, value, name = orjson.loads(base64.urlsafe_b64decode(token))
+        told_sort_by, told_descending, key, name = orjson.loads(base64.urlsafe_b64decode(token))
     except (binascii.Error, ValueError, TypeError):
         raise _invalid_token() from None
-    is_sound = isinstance(value, float if sort_by == "CreationTime" else str) and isinstance(name, str)
-    if [sort_by, is_descending] != query or not is_sound:
+    is_sound = isinstance(key, float if sort_by == "CreationTime" else str) and isinstance(name, str)
+    if [told_sort_by, told_descending] != [sort_by, is_descending] or not is_sound:
         raise _invalid_token()
-    return value, name
+    return Last(key, name)
 
 
 def _invalid_token() -> ValidationFailed:

@@ -1,7 +1,7 @@
 """Step 2 of 4 on a deployment's path: CreateModel and its kin. A model here is a prefix below which target models lie."""
 
 from flatshare.control.desk import Desk, as_tags, refuse_members
-from flatshare.control.listing import Listed, list_page
+from flatshare.control.listing import list_query, page_of
 from flatshare.control.state import Definition
 from flatshare.core.errors import ValidationFailed
 from flatshare.wire.aws_shapes import Params
@@ -41,7 +41,8 @@ def describe_model(desk: Desk, params: Params) -> Params:
 
 
 def list_models(desk: Desk, params: Params) -> Params:
-    page = list_page([Listed(model.name, model.created_s) for model in desk.rows.models.all()], params)
+    query = list_query(params)
+    page = page_of(desk.rows.models.page(query), query)
     models = [{"ModelName": m.name, "ModelArn": desk.arns.model(m.name), "CreationTime": m.created_s} for m in page.items]
     return {"Models": models, "NextToken": page.next_token}
 

@@ -43,7 +43,7 @@ class Control:
         self._driver = driver
         self._clock = clock
         self._state = State(settings.database_url)
-        self._reconciler = Reconciler(self._state, driver, clock, publish, memory_bytes=fleet.memory_bytes, tick_s=settings.tick_s)
+        self._reconciler = Reconciler(self._state, driver, clock, publish, fleet=fleet, tick_s=settings.tick_s)
         self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet)
         self._loop: asyncio.Task[None] | None = None
 

@@ -14,6 +14,8 @@ import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
 from flatshare.control.database import Database
+from flatshare.control.listing import Listed, ListQuery
+from flatshare.control.paging import next_items
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
 
@@ -113,10 +115,9 @@ class Definitions:
         row = self._connection.execute(sql.select(self._table).where(self._table.c.name == name)).one_or_none()
         return None if row is None else Definition(row.name, row.created_s, row.definition)
 
-    def all(self) -> list[Definition]:
-        """For lists: without their parameters."""
-        rows = self._connection.execute(sql.select(self._table.c.name, self._table.c.created_s))
-        return [Definition(row.name, row.created_s, {}) for row in rows]
+    def page(self, query: ListQuery) -> list[Listed]:
+        """The next items that the query asks for, and one more."""
+        return next_items(self._connection, self._table, query)
 
     def add(self, definition: Definition) -> None:
         row = {"name": definition.name, "created_s": definition.created_s, "definition": dict(definition.params)}
@@ -140,6 +141,10 @@ class Rows:
 
     def endpoints(self) -> list[Endpoint]:
         return [_endpoint(row) for row in self._connection.execute(sql.select(_ENDPOINTS).order_by(_ENDPOINTS.c.created_s))]
+
+    def endpoint_page(self, query: ListQuery) -> list[Listed]:
+        """The next items that the query asks for, and one more."""
+        return next_items(self._connection, _ENDPOINTS, query)
 
     def add_endpoint(self, endpoint: Endpoint) -> None:
         self._connection.execute(sql.insert(_ENDPOINTS), _endpoint_columns(endpoint))

@@ -4,7 +4,9 @@
     ├─ BadInput                 the caller's request cannot be understood
     │  ├─ BodyTooLarge
     │  ├─ ValidationFailed      a control call breaks a rule of the API
-    │  └─ UnknownOperation      no such call is served here
+    │  ├─ UnknownOperation      no such call is served here
+    │  ├─ AmbiguousModel        a bare model name that several endpoints know
+    │  └─ Unsupported           a part of a protocol that is not served here
     ├─ Unauthenticated          nobody knows who calls
     │  ├─ MissingCredentials    the request does not say
     │  ├─ IncompleteSignature   what says so cannot be read
@@ -23,9 +25,14 @@
     ├─ QuotaExceeded            the fleet has no room for another instance
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
+    ├─ PortInUse
+
+
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
+    ├─ ModelFailed              the model broke, or its container answered an error of its own
+    ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
 Which status and code each gets is decided in one table, `wire/faults.py`.
@@ -52,6 +59,14 @@ class ValidationFailed(BadInput):
 
 class UnknownOperation(BadInput):
     """No such operation is served here."""
+
+
+class AmbiguousModel(BadInput):
+    """Several endpoints know a model of this name, or none of them does."""
+
+
+class Unsupported(BadInput):
+    """A part of the protocol that is not served here. Calling again will not help."""
 
 
 class Unauthenticated(FlatshareError):
@@ -154,6 +169,10 @@ class DiskFull(FlatshareError):
     can_retry = True
 
 
+class PortInUse(FlatshareError):
+    """Another program listens where the server was to listen."""
+
+
 class IncompatibleState(FlatshareError):
     """The control plane's database is one that this version cannot use."""
 
@@ -166,6 +185,14 @@ class InstanceGone(FlatshareError):
 
 class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
+
+
+class ModelFailed(FlatshareError):
+    """The model broke, or its container answered an error of its own."""
+
+
+class TooSlow(FlatshareError):
+    """The model did not answer within the hold time."""
 
 
 class Abandoned(FlatshareError):

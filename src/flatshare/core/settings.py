@@ -9,12 +9,18 @@ MAX_BODY_BYTES = 6_291_456
 """InvokeEndpoint's limit in botocore's service model."""
 
 
+REPLACE, KEEP = "replace", "keep"
+"""What becomes of a model in memory when another version lies under its key."""
+
+
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
     """The front door."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    grpc_port: int | None = None
+    """None serves no gRPC, 0 takes a free port."""
     max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = 1024
     hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
@@ -53,9 +59,12 @@ class FleetSettings:
     workers: int = 2
     """Engine threads of each instance."""
     has_json_logs: bool = False
+    changed_artifacts: str = REPLACE
     store_dir: Path = Path("store")
     log_dir: Path = Path("log")
     max_instances: int = 16
+    parallel_starts: int = 4
+    """Instances that start at the same time: a start takes a core for half a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
@@ -82,7 +91,7 @@ class InstanceSettings:
     workers: int = 2
     max_waiting: int = 512
     patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
-    recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again
+    recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again; infinite: never
     drain_s: float = 25.0
 
     @property

@@ -1,6 +1,6 @@
-"""Step 1 of a request's path: the front door. One port for the runtime, the control plane, metrics and health.
+"""Step 1 of a request's path: the front door. One port for the runtime, Open Inference, the control plane, metrics and health.
 
-Whoever comes in gets a request id, which every answer and every line of the logs carries, and is asked who it is; only /ping is open.
+Whoever comes in gets a request id, which every answer and every line of the logs carries, and is asked who it is; only health is open.
 """
 
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,10 @@ from structlog.contextvars import bind_contextvars
 
 from flatshare.core.access import Ask
 from flatshare.core.errors import BadInput, FlatshareError
-from flatshare.gateway.invoke import Invoker, request_ids
+from flatshare.gateway.doors.sagemaker import SageMakerDoor
+from flatshare.gateway.doors.v2_http import LIVE, READY, V2HttpDoor
+from flatshare.gateway.invoke import request_ids
+from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.status import FleetStatus
 from flatshare.security.entry import Entry
 from flatshare.security.guard import Road
@@ -22,6 +25,7 @@ from flatshare.wire.faults import control_fault
 from flatshare.wire.http import REQUEST_ID, Handler, Reply, Request
 
 log = get_logger("gateway")
+_PROBES = {"/ping", LIVE, READY}  # answered while the server starts; all else waits until it has
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _RUNTIME = Road()
 _CHANGE = Road(is_mutation=True)
@@ -39,9 +43,20 @@ class _Fixed:
 class FrontDoor:
     """Decides by path and target header who answers. `control` is the control plane's handler."""
 
-    def __init__(self, invoker: Invoker, control: Handler, status: FleetStatus, metrics: GatewayMetrics, entry: Entry) -> None:
-        self._invoker = invoker
+    def __init__(
+        self,
+        runtime: SageMakerDoor,
+        open_inference: V2HttpDoor,
+        control: Handler,
+        status: FleetStatus,
+        metrics: GatewayMetrics,
+        readiness: Readiness,
+        entry: Entry,
+    ) -> None:
+        self._runtime = runtime
+        self._open_inference = open_inference
         self._control = control
+        self._readiness = readiness
         self._status = status
         self._metrics = metrics
         self._entry = entry
@@ -70,10 +85,14 @@ class FrontDoor:
         return self._stamped(reply, request)
 
     async def _route(self, request: Request) -> Reply:
+        if request.path not in _PROBES:
+            await self._readiness.until_started()
+        if request.path == "/v2" or request.path.startswith("/v2/"):
+            return await self._open_inference.handle(request)
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
             self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
-            return await self._invoker.invoke(invocation)
+            return await self._runtime.invoke(invocation)
         if request.method == "POST" and request.path == "/":
             return await self._control_call(request)
         fixed = self._fixed.get(request.path) if request.method == "GET" else None
@@ -103,6 +122,7 @@ class FrontDoor:
         return reply
 
     async def _ping(self) -> Reply:
+        self._readiness.require()
         return Reply(200, b'{"status":"ok"}')
 
     async def _render_metrics(self) -> Reply:
@@ -121,7 +141,7 @@ def _refusal(request: Request, error: FlatshareError) -> Reply:
 
 
 def _not_served(request: Request) -> Reply:
-    error = BadInput(f"{request.method} {request.path} is not served here: see /ping, /metrics, /flatshare/status and the SageMaker API")
+    error = BadInput(f"{request.method} {request.path} is not served here: see /ping, /metrics, /flatshare/status, /v2 and SageMaker's API")
     reply = sagemaker.error_reply(error, request.id)
     reply.status = 404
     return reply

@@ -1,88 +1,95 @@
-"""Step 2 of a request's path, on one screen: admit → route → send → settle."""
+"""Step 2 of a request's path, on one screen: admit → route → send → settle. Every door comes here."""
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from uuid import uuid4
 
 from flatshare.client.instance import InstanceClient
-from flatshare.core import errors
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput, BadPackage, FlatshareError, InstanceGone, InstanceHung, ModelNotReady, NeverFits, Overloaded
+from flatshare.core.errors import (
+    BadInput,
+    BadPackage,
+    InstanceGone,
+    InstanceHung,
+    ModelFailed,
+    ModelNotReady,
+    NeverFits,
+    Overloaded,
+    TooSlow,
+)
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
-from flatshare.core.state import VariantRoute
 from flatshare.gateway import streaming
+from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.routes import RouteTable, Upstream, model_address
 from flatshare.gateway.shadow import Answered, Shadows
+from flatshare.gateway.statistics import ModelStatistics
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics
-from flatshare.wire import container, sagemaker
-from flatshare.wire.http import REQUEST_ID, Reply, require_body_within
-from flatshare.wire.sagemaker import Invocation, LogPlace
+from flatshare.wire import container
+from flatshare.wire.http import REQUEST_ID, Reply
 
 log = get_logger("gateway")
+OF_THE_MODEL = (BadInput, BadPackage, NeverFits, ModelFailed, TooSlow)
+"""Errors of an instance that the model, its artifact or its input caused; the others are the platform's."""
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
 _PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
-_KEPT = {container.MODEL_DIGEST, *_PHASES, *sagemaker.RETURNED}
-_COPIED = {200, 424}  # a model has answered, be it with an error of its own
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an inference ended, for the books."""
+
+    endpoint: EndpointName
+    status: int
+    """In the door's own terms."""
+    took_s: float
+    call: ModelCall | None = None
+    """None if the request did not come so far as to name a model."""
+    answer: Answer | None = None
+    """None if no instance answered."""
 
 
 class Invoker:
-    """The journey of one InvokeEndpoint call through the gateway."""
+    """The journey of one call through the gateway."""
 
-    def __init__(
-        self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, shadows: Shadows, *, region: str, account: str
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, routes: RouteTable, metrics: GatewayMetrics, shadows: Shadows) -> None:
         self._settings = settings
         self._routes = routes
         self._metrics = metrics
         self._shadows = shadows
-        self._region = region
-        self._account = account
         self._in_flight = 0
+        self.statistics = ModelStatistics()
         metrics.in_flight.set_function(lambda: self._in_flight)
 
-    async def invoke(self, call: Invocation) -> Reply:
-        """Always a reply: what went wrong becomes the contract's error."""
-        started_s, request_id = time.monotonic(), call.request.id
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """For the time that a request is under way. Raises Overloaded."""
         self._in_flight += 1
         try:
-            reply = await self._journey(call, request_id)
-        except FlatshareError as error:
-            reply = sagemaker.error_reply(error, request_id)
+            if self._in_flight > self._settings.max_in_flight:
+                raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
+            yield
         finally:
             self._in_flight -= 1
-        if call.is_streamed:
-            reply = streaming.framed(reply)
-        reply.afterwards = partial(self._settle, call, reply, time.monotonic() - started_s)
-        return reply
 
-    async def _journey(self, call: Invocation, request_id: str) -> Reply:
-        if self._in_flight > self._settings.max_in_flight:
-            raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
-        require_body_within(call.request, self._settings.max_body_bytes)
-        self._routes.endpoint(call.endpoint)
-        sagemaker.refuse_foreign_headers(call)
-        if call.target is None:
-            raise sagemaker.missing_target(request_id)
-        answer, variant = await self._send(call, call.target, random.random())  # noqa: S311  # a split of traffic, not a secret
-        return self._as_reply(answer, call.endpoint, variant, request_id)
-
-    async def _send(self, call: Invocation, target: TargetModel, point: float) -> tuple[Reply, VariantRoute]:
+    async def ask(self, call: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
-        tried = frozenset[InstanceId]()
+        point, tried = random.random(), frozenset[InstanceId]()  # noqa: S311  # a split of traffic, not a secret
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
-            source, key = model_address(variant.prefix, target)
+            source, key = model_address(variant.prefix, call.target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
             with upstream as client:
                 try:
-                    return self._hold(await self._exchange(client, call, key, source), upstream), variant
+                    return Answer(self._hold(await self._exchange(client, call, key, source), upstream), variant)
                 except InstanceHung:
                     raise
                 except InstanceGone as error:
@@ -91,27 +98,51 @@ class Invoker:
                         raise  # two instances died of it, or under it: a third is not put at risk
                     tried = frozenset({upstream.id})
 
-    def _hold(self, answer: Reply, upstream: Upstream) -> Reply:
+    def _hold(self, reply: Reply, upstream: Upstream) -> Reply:
         """An answer that comes in parts is under way until its last."""
-        if answer.parts is not None:
+        if reply.parts is not None:
             self._in_flight += 1
             upstream.in_flight += 1
-            answer.parts = streaming.HeldParts(answer.parts, partial(self._let_go, upstream))
-        return answer
+            reply.parts = streaming.HeldParts(reply.parts, partial(self._let_go, upstream))
+        return reply
 
     def _let_go(self, upstream: Upstream) -> None:
         self._in_flight -= 1
         upstream.in_flight -= 1
 
-    async def _exchange(self, client: InstanceClient, call: Invocation, key: ModelKey, source: ModelSource) -> Reply:
-        headers = [*call.forwarded_headers, *container.source_headers(source), (REQUEST_ID, call.request.id.encode())]
-        if call.is_streamed:
-            headers.append((container.STREAM, b"1"))
-        path, hold_s = f"/models/{key}/invoke", self._settings.hold_s
+    async def unload(self, endpoint: EndpointName, target: TargetModel) -> None:
+        """Take a model out of the memory of every instance that holds it, once its riders are done."""
+        for variant in self._routes.endpoint(endpoint).variants:
+            _, key = model_address(variant.prefix, target)
+            for upstream in self._routes.serving(variant):
+                with upstream as client:
+                    reply = await client.request("DELETE", f"/models/{key}", timeout_s=self._settings.hold_s)
+                    if reply.status not in {200, 404}:
+                        raise container.error_in(reply)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Count one inference, once its answer is on its way."""
+        call, answer = outcome.call, outcome.answer
+        known = outcome.endpoint if outcome.endpoint in self._routes.endpoints else UNKNOWN
+        phases = {_PHASES[name]: float(value) / 1e3 for name, value in answer.reply.headers if name in _PHASES} if answer else {}
+        self._metrics.answered(known, outcome.status, outcome.took_s, phases)
+        if call is None or answer is None:
+            return
+        is_success = answer.reply.status < 300
+        if answer.reply.status != 404:  # callers invent names
+            ran_s = phases.get("model", 0.0)
+            self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)
+        if answer.reply.parts is not None:
+            return  # a shadow's stream would have to be compared word by word
+        if is_success or isinstance(container.error_in(answer.reply), OF_THE_MODEL):
+            self._shadows.copy(Answered(call, answer.reply, outcome.took_s))
+
+    async def _exchange(self, client: InstanceClient, call: ModelCall, key: ModelKey, source: ModelSource) -> Reply:
+        headers = [*call.headers, *container.source_headers(source), (REQUEST_ID, call.request_id.encode())]
+        path, hold_s = f"/models/{key}{call.action}", self._settings.hold_s
         try:
-            return await client.request(
-                "POST", path, headers=headers, body=call.request.body, timeout_s=hold_s, streamed=streaming.is_streamed
-            )
+            streamed = streaming.is_streamed if call.takes_parts else None
+            return await client.request(call.method, path, headers=headers, body=call.body, timeout_s=hold_s, streamed=streamed)
         except TimeoutError:
             return await self._too_late(client, key)
 
@@ -123,36 +154,13 @@ class Invoker:
             raise InstanceHung(f"the instance hangs: no answer within {self._settings.hold_s:.0f} s, nor to a simple question") from None
         if found.status == 404:
             raise ModelNotReady(f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again")
-        return container.error_reply(500, "InternalFailure", f"the model did not answer within {self._settings.hold_s:.0f} s")
+        return container.error_reply(500, TooSlow.__name__, f"the model did not answer within {self._settings.hold_s:.0f} s")
 
-    def _as_reply(self, answer: Reply, endpoint: EndpointName, variant: VariantRoute, request_id: str) -> Reply:
-        if answer.status >= 300:
-            return self._as_error(answer, endpoint, request_id)
-        kept = [pair for pair in answer.headers if pair[0] in _KEPT]
-        answer.headers = [
-            *kept,
-            (b"x-amzn-invoked-production-variant", variant.name.encode()),
-            (REQUEST_ID, request_id.encode()),
-        ]
-        return answer
 
-    def _as_error(self, answer: Reply, endpoint: EndpointName, request_id: str) -> Reply:
-        """The model's own errors become 424 ModelError; the platform's keep their meaning."""
-        name = next((value.decode() for key, value in answer.headers if key == container.ERROR), "")
-        kind = getattr(errors, name, None)
-        message = container.error_sentence(answer)
-        if kind is None or issubclass(kind, BadInput | BadPackage | NeverFits):
-            place = LogPlace(self._region, self._account, endpoint)
-            return sagemaker.model_error_reply(answer.status, message, place, request_id)
-        error: FlatshareError = kind(message)
-        return sagemaker.error_reply(error, request_id)
-
-    def _settle(self, call: Invocation, reply: Reply, took_s: float) -> None:
-        known = call.endpoint if call.endpoint in self._routes.endpoints else UNKNOWN
-        phases = {_PHASES[name]: float(value) / 1e3 for name, value in reply.headers if name in _PHASES}
-        self._metrics.answered(known, reply.status, took_s, phases)
-        if call.target is not None and reply.status in _COPIED and reply.parts is None and not call.is_streamed:
-            self._shadows.copy(Answered(call, call.target, reply, took_s))
+def stopwatch() -> Callable[[], float]:
+    """Call the result for the seconds since."""
+    started_s = time.monotonic()
+    return lambda: time.monotonic() - started_s
 
 
 def request_ids() -> Iterator[str]:

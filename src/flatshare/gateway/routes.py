@@ -53,6 +53,10 @@ class RouteTable:
         self.replace(Routes({}))
 
     @property
+    def routes(self) -> Routes:
+        return self._routes
+
+    @property
     def endpoints(self) -> dict[EndpointName, EndpointRoute]:
         return self._routes.endpoints
 
@@ -78,6 +82,9 @@ class RouteTable:
         known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
         loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
+
+    def serving(self, variant: VariantRoute) -> list[Upstream]:
+        return [self._upstreams[address.id] for address in variant.instances]
 
     def upstreams(self, endpoint: EndpointRoute) -> list[Upstream]:
         return [self._upstreams[address.id] for variant in (*endpoint.variants, *endpoint.shadows) for address in variant.instances]

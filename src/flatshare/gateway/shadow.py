@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatshare.core.errors import FlatshareError
-from flatshare.core.ids import EndpointName, TargetModel
+from flatshare.core.ids import EndpointName
 from flatshare.core.sizes import MIB
 from flatshare.core.state import EndpointRoute, VariantRoute
+from flatshare.gateway.call import ModelCall
 from flatshare.gateway.routes import RouteTable, model_address
 from flatshare.policy import route
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.shadows import AGREED, DIFFERED, FAILED, Comparison, ShadowMetrics, ShadowOf
-from flatshare.wire import container
-from flatshare.wire.agreement import agreement
-from flatshare.wire.http import Reply
-from flatshare.wire.sagemaker import Invocation
+from flatshare.wire import container, infer
+from flatshare.wire.agreement import Agreement, agreement
+from flatshare.wire.http import REQUEST_ID, Reply
 
 log = get_logger("gateway")
 _MAX_COPIES = 32
@@ -32,14 +32,13 @@ _MAX_BYTES = 64 * MIB  # of requests and answers that are kept for comparing
 class Answered:
     """A request that a model of production has answered, with its answer or with the model's own error."""
 
-    call: Invocation
-    target: TargetModel
+    call: ModelCall
     reply: Reply
     took_s: float
 
     @property
     def size_bytes(self) -> int:
-        return len(self.call.request.body) + len(self.reply.body)
+        return len(self.call.body) + len(self.reply.body)
 
 
 class Shadows:
@@ -90,12 +89,12 @@ class Shadows:
 
     async def _ask(self, endpoint: EndpointName, shadow: VariantRoute, answered: Answered) -> Reply | None:
         """The shadow's answer, or None if there is none."""
-        source, key = model_address(shadow.prefix, answered.target)
+        source, key = model_address(shadow.prefix, answered.call.target)
         upstream = self._routes.upstream(shadow, key, frozenset())
         if upstream is None:
             return None
-        headers = answered.call.forwarded_headers + container.source_headers(source)
-        path, body = f"/models/{key}/invoke", answered.call.request.body
+        headers = [*answered.call.headers, *container.source_headers(source), (REQUEST_ID, answered.call.request_id.encode())]
+        path, body = f"/models/{key}{answered.call.action}", answered.call.body
         with upstream as client:
             try:
                 return await client.request("POST", path, headers=headers, body=body, timeout_s=self._timeout_s)
@@ -111,5 +110,9 @@ async def _compared(answered: Answered, shadow: Reply | None, shadow_s: float) -
         return Comparison(FAILED, *times)
     if has_failed:
         return Comparison(AGREED if shadow.status >= 300 else DIFFERED, *times)
-    found = await asyncio.to_thread(agreement, answered.reply.body, shadow.body)  # megabytes of numbers, off the callers' loop
+    found = await asyncio.to_thread(_agreement, answered.reply, shadow)  # megabytes of numbers, off the callers' loop
     return Comparison(AGREED if found.is_same else DIFFERED, *times, found.cosine)
+
+
+def _agreement(one: Reply, other: Reply) -> Agreement:
+    return agreement(*(infer.as_json(reply.content_type, reply.body) for reply in (one, other)))

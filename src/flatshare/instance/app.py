@@ -20,7 +20,7 @@ from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
-_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<invoke>/invoke)?")
+_PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact)?")
 
 
 class InstanceApp:
@@ -59,13 +59,19 @@ class InstanceApp:
                 raise BadInput(f"{request.method} {request.path} is not part of the container contract")
             return await handler(request)
         key = ModelKey(path["key"])
-        if request.method == "POST" and path["invoke"]:
-            return await self._server.invoke(key, container.parse_source(request), request)
-        if request.method == "GET" and not path["invoke"]:
-            return self._describe(key)
-        if request.method == "DELETE" and not path["invoke"]:
-            await self._cache.unload(key)
-            return Reply(200)
+        match request.method, path["action"]:
+            case "POST", "/invoke":
+                return await self._server.invoke(key, container.parse_source(request), request)
+            case "GET", None:
+                return self._describe(key)
+            case "DELETE", None:
+                await self._cache.unload(key)
+                return Reply(200)
+            case "GET", "/metadata":
+                return await self._server.describe(key, container.parse_source(request))
+            case "GET", "/artifact":
+                await self._cache.require(key, container.parse_source(request))
+                return Reply(200)
         raise BadInput(f"{request.method} {request.path} is not part of the container contract")
 
     async def _ping(self, _: Request) -> Reply:

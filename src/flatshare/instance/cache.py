@@ -135,6 +135,14 @@ class ModelCache:
         async with self.lease(key, source):
             pass
 
+    async def require(self, key: ModelKey, source: ModelSource | None) -> None:
+        """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
+        if key in self._entries:
+            return
+        if source is None:
+            raise NotResident(f"model {key} is not loaded: POST /models first")
+        await self._finder.require(source)
+
     async def unload(self, key: ModelKey) -> None:
         """Take a model out of memory once its riders are done; its memory is free when this returns. Raises NotResident."""
         entry = self._entries.get(key)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from multiprocessing import get_context
 from typing import Protocol
 
@@ -22,6 +23,9 @@ _RETIRE_AFTER_S = 20.0  # the import process holds 60 MB; it starts in half a se
 class Finder(Protocol):
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+
+    async def require(self, source: ModelSource) -> None:
+        """Raises UnknownTarget if nothing lies at `source`; imports nothing."""
 
 
 class ModelFinder:
@@ -44,6 +48,10 @@ class ModelFinder:
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return stored
+
+    async def require(self, source: ModelSource) -> None:
+        """Raises UnknownTarget if nothing lies at `source`, or StoreUnavailable; imports nothing."""
+        await asyncio.get_running_loop().run_in_executor(self._threads, partial(probe, ArtifactUri(source.uri), root=source.root))
 
     def close(self) -> None:
         if self._retirement is not None:

@@ -54,6 +54,11 @@ class Server:
         answer = infer.render(asked, model.signature.task, written.result, name, lease.digest)
         return Reply(200, answer.body, answer.content_type, _timings(lease, written.seconds, prepared.waited_s))
 
+    async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
+        """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
+        async with self._cache.lease(key, source) as lease:
+            return container.render_metadata(lease.model.signature, lease.digest)
+
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:
         """Bodies are private memory that no ledger holds, so their sum is bounded. Raises Overloaded."""

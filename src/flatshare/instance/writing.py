@@ -36,7 +36,8 @@ def stream_form(request: Request, asked: WireCall) -> StreamForm | None:
         return generation.EVENTS
     if container.STREAM in request.headers:
         return generation.LINES
-    return generation.EVENTS if generation.wants_stream(asked.call.parameters) else None
+    is_plain = asked.request is None  # v2 over HTTP has no streams
+    return generation.EVENTS if is_plain and generation.wants_stream(asked.call.parameters) else None
 
 
 async def whole(model: GeneratingModel, tasks: tuple[Task, ...], asked: WireCall) -> Written:

@@ -1,26 +1,32 @@
 """From a checkpoint directory to an immutable model in the tensor store."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
-from flatshare.core.errors import BadPackage
-from flatshare.core.ids import ArtifactUri, ModelDigest
+from flatshare.core.errors import BadPackage, UnsupportedModel
+from flatshare.core.ids import ArtifactUri, Digest, ModelDigest
 from flatshare.core.settings import StoreLimits
 from flatshare.core.spec import TOKENS_PER_RUN, ModelManifest, TensorSpec
 from flatshare.package.checkpoint import Checkpoint, read_checkpoint
+from flatshare.package.folder import Folder
+from flatshare.package.foreign import ONNX_PLACES, ForeignModel, read_foreign
 from flatshare.package.generation.importer import import_generating, is_generating
 from flatshare.package.graphs.blocks import Trunk
-from flatshare.package.graphs.builder import GeneratedGraph, WeightInput
+from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.graphs.heads import SentenceHead, SequenceHead, generated_graph
+from flatshare.package.purpose import Purpose
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
-from flatshare.package.weight_files import FoundTensor, Weights, read_weights
+from flatshare.package.weight_files import FoundTensor, Weights, has_weights, read_weights
 from flatshare.package.weights import FLOATS
-from flatshare.store.tensors import StoreWriter, TensorStore
+from flatshare.store.tensors import TensorStore
 
 _OLD_NAMES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
@@ -41,27 +47,89 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     """
     if is_generating(folder, limits):
         return ImportReport(*import_generating(store, folder, uri, version, limits))
-    checkpoint = read_checkpoint(folder, limits)
-    purpose, trunk = checkpoint.purpose, checkpoint.trunk
+    parts = _parts(folder, limits)
+    purpose = parts.purpose
     has_pairs = isinstance(purpose.head, SequenceHead)
-    graph = generated_graph(trunk, purpose.head, has_pairs=has_pairs)
-    weights = read_weights(checkpoint.folder, checkpoint.top, purpose.sentence.weight_folders)
-    found = [(wanted, _find(weights, wanted, trunk.prefix)) for wanted in graph.weights]
-    content = tokenizer_json(checkpoint.folder, trunk.family)
-    tokenizer = canonical_tokenizer(content, vocabulary=trunk.vocabulary, max_tokens=checkpoint.max_tokens, has_pairs=has_pairs)
+    content = tokenizer_json(parts.folder, parts.family)
+    tokenizer = canonical_tokenizer(content, vocabulary=parts.vocabulary, max_tokens=parts.max_tokens, has_pairs=has_pairs)
     with store.writing() as writer:
-        tensors = tuple(writer.add_tensor(wanted.name, tensor.float32()) for wanted, tensor in found)
-        notes = purpose.notes + _conversions(tensor for _, tensor in found)
-        manifest = _manifest(writer, checkpoint, graph, tokenizer, tensors, notes)
+        tensors = tuple(writer.add_tensor(name, load()) for name, load in parts.tensors)
+        manifest = _manifest(parts, writer.add_blob("graph", parts.graph), writer.add_blob("tokenizer", tokenizer), tensors)
         writer.commit(manifest, uri, version)
         return ImportReport(manifest, writer.new_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A model on its way into the store, whichever way its graph was found."""
+
+    folder: Folder
+    family: str
+    purpose: Purpose
+    graph: bytes
+    tensors: tuple[tuple[str, Callable[[], NDArray[np.float32]]], ...]
+    vocabulary: int
+    width: int
+    max_tokens: int
+    workspace_bytes: int
+    notes: tuple[str, ...]
+
+
+def _parts(folder: Path, limits: StoreLimits) -> _Parts:
+    """By a generated graph if there is one for the family, else by an ONNX file, else by torch's export."""
+    try:
+        checkpoint = read_checkpoint(folder, limits)
+    except UnsupportedModel as reason:
+        return _foreign(read_foreign(folder, limits, reason))
+    if not has_weights(checkpoint.folder) and any(checkpoint.folder.has(place) for place in ONNX_PLACES):
+        return _foreign(read_foreign(folder, limits, None))
+    return _generated(checkpoint)
+
+
+def _generated(checkpoint: Checkpoint) -> _Parts:
+    purpose, trunk = checkpoint.purpose, checkpoint.trunk
+    head = purpose.head
+    graph = generated_graph(trunk, head, has_pairs=isinstance(head, SequenceHead))
+    weights = read_weights(checkpoint.folder, checkpoint.top, purpose.sentence.weight_folders)
+    found = [(wanted, _find(weights, wanted, trunk.prefix)) for wanted in graph.weights]
+    return _Parts(
+        folder=checkpoint.folder,
+        family=trunk.family,
+        purpose=purpose,
+        graph=graph.model,
+        tensors=tuple((wanted.name, tensor.float32) for wanted, tensor in found),
+        vocabulary=trunk.vocabulary,
+        width=head.width(trunk.hidden) if isinstance(head, SentenceHead) else head.labels,
+        max_tokens=checkpoint.max_tokens,
+        workspace_bytes=workspace_bytes(trunk, checkpoint.max_tokens),
+        notes=purpose.notes + _conversions(tensor for _, tensor in found),
+    )
+
+
+def _foreign(model: ForeignModel) -> _Parts:
+    return _Parts(
+        folder=model.folder,
+        family=model.family,
+        purpose=model.purpose,
+        graph=model.split.model,
+        tensors=tuple((name, partial(_same, array)) for name, array in sorted(model.split.weights.items())),
+        vocabulary=model.vocabulary,
+        width=model.width,
+        max_tokens=model.max_tokens,
+        workspace_bytes=model.workspace_bytes,
+        notes=model.purpose.notes + model.notes,
+    )
+
+
+def _same(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    return array
 
 
 def _find(weights: Weights, wanted: WeightInput, prefix: str) -> FoundTensor:
     """The checkpoint's tensor under today's name or an older one. Raises BadPackage if it is missing or of another shape."""
     found = weights.find(_spellings(wanted.name, prefix))
     if found is None:
-        raise BadPackage(f"the weights lack the tensor '{wanted.name}', which config.json asks for")
+        raise BadPackage(f"the checkpoint lacks the tensor '{wanted.name}', which config.json asks for")
     entry = found.entry
     if entry.shape != wanted.shape:
         raise BadPackage(
@@ -89,35 +157,27 @@ def _conversions(tensors: Iterable[FoundTensor]) -> tuple[str, ...]:
     return tuple(f"{count} tensors of {dtype} were converted to F32" for dtype, count in sorted(counts.items()))
 
 
-def _manifest(
-    writer: StoreWriter,
-    checkpoint: Checkpoint,
-    graph: GeneratedGraph,
-    tokenizer: bytes,
-    tensors: tuple[TensorSpec, ...],
-    notes: tuple[str, ...],
-) -> ModelManifest:
-    purpose, trunk = checkpoint.purpose, checkpoint.trunk
-    sentence, head = purpose.sentence, purpose.head
-    full_width = head.width(trunk.hidden) if isinstance(head, SentenceHead) else head.labels
+def _manifest(parts: _Parts, graph: Digest, tokenizer: Digest, tensors: tuple[TensorSpec, ...]) -> ModelManifest:
+    purpose = parts.purpose
+    sentence = purpose.sentence
     manifest = ModelManifest(
         digest=ModelDigest(""),
-        family=trunk.family,
-        graph=writer.add_blob("graph", graph.model),
-        tokenizer=writer.add_blob("tokenizer", tokenizer),
+        family=parts.family,
+        graph=graph,
+        tokenizer=tokenizer,
         tensors=tensors,
-        max_tokens=checkpoint.max_tokens,
-        width=sentence.dimensions or full_width,
+        max_tokens=parts.max_tokens,
+        width=sentence.dimensions or parts.width,
         is_lowercased=sentence.is_lowercased,
-        workspace_bytes=workspace_bytes(trunk, checkpoint.max_tokens),
-        notes=notes,
+        workspace_bytes=parts.workspace_bytes,
+        notes=parts.notes,
         task=purpose.task,
-        vocabulary=trunk.vocabulary,
+        vocabulary=parts.vocabulary,
         labels=purpose.labels,
         activation=purpose.activation,
         prompts=sentence.prompts,
         default_prompt=sentence.default_prompt,
-        is_normalized=isinstance(head, SentenceHead) and head.is_normalized,
+        is_normalized=isinstance(purpose.head, SentenceHead) and purpose.head.is_normalized,
     )
     return replace(manifest, digest=_identity(manifest))
 

@@ -52,7 +52,7 @@ def _word_piece(folder: Folder, settings: Config, family: str) -> Tokenizer:
     tokenizer.normalizer = BertNormalizer(
         lowercase=settings.flag("do_lower_case", default=True),
         handle_chinese_chars=settings.flag("tokenize_chinese_chars", default=True),
-        strip_accents=settings.get("strip_accents"),
+        strip_accents=None if settings.get("strip_accents") is None else settings.flag("strip_accents", default=False),
     )
     tokenizer.pre_tokenizer = BertPreTokenizer()
     others = (
@@ -90,8 +90,10 @@ def _byte_level(folder: Folder, settings: Config) -> Tokenizer:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=has_space)
     ids = _ids(vocabulary, begin, end)
     tokenizer.add_special_tokens([token for token in (begin, end, *others[:2]) if token in vocabulary])
+    mask = settings.get("mask_token")
+    swallows_space = isinstance(mask, dict) and bool(mask.get("lstrip"))
     if others[2] in vocabulary:
-        tokenizer.add_special_tokens([AddedToken(others[2], lstrip=True, special=True)])  # as RoBERTa's mask swallows the space before it
+        tokenizer.add_special_tokens([AddedToken(others[2], lstrip=swallows_space, special=True)])
     tokenizer.post_processor = RobertaProcessing((end, ids[end]), (begin, ids[begin]), trim_offsets=True, add_prefix_space=has_space)
     _add_tokens(folder, settings, tokenizer)
     return tokenizer

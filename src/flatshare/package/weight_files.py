@@ -14,6 +14,7 @@ from flatshare.package.pickles import PickleFile
 from flatshare.package.weights import WeightEntry, WeightsFile
 
 _MAX_SHARDS = 1000
+_FILES: Mapping[str, Callable[[Path], "TensorFile"]] = {"model.safetensors": WeightsFile, "pytorch_model.bin": PickleFile}
 
 
 class TensorFile(Protocol):
@@ -53,14 +54,25 @@ class Weights:
 
 def read_weights(folder: Folder, top: Folder, module_folders: Iterable[str]) -> Weights:
     """Raises BadPackage for what is missing or damaged, UnsupportedModel for what needs an extra that is not installed."""
-    found = dict(_tensors(folder))
-    for name in module_folders:
-        found |= {f"{name}/{tensor}": place for tensor, place in _tensors(top.below(name))}
-    return Weights(found)
+    return Weights(dict(_tensors(folder)) | _module_tensors(top, module_folders))
+
+
+def read_module_weights(top: Folder, module_folders: Iterable[str]) -> Weights:
+    """Those of the modules alone."""
+    return Weights(_module_tensors(top, module_folders))
+
+
+def has_weights(folder: Folder) -> bool:
+    """Whether there is a file of weights, or an index of such files."""
+    return any(folder.has(name) or folder.has(f"{name}.index.json") for name in _FILES)
+
+
+def _module_tensors(top: Folder, module_folders: Iterable[str]) -> dict[str, FoundTensor]:
+    return {f"{name}/{tensor}": place for name in module_folders for tensor, place in _tensors(top.below(name))}
 
 
 def _tensors(folder: Folder) -> Iterator[tuple[str, FoundTensor]]:
-    for name, opened in (("model.safetensors", WeightsFile), ("pytorch_model.bin", PickleFile)):
+    for name, opened in _FILES.items():
         if folder.has(name):
             yield from _all_of(opened(folder.path / name))
             return

@@ -11,12 +11,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol, cast
 from urllib.parse import unquote_to_bytes
+from uuid import uuid4
 
 import httptools
 
 from flatshare.core.errors import FlatshareError
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.http import TOO_LARGE, Handler, Parts, Reply, Request
+from flatshare.wire.http import REQUEST_ID, TOO_LARGE, Handler, Parts, Reply, Request
 
 log = get_logger("http")
 _ONE_READ = 262_144  # what one read may bring along of the body, or of the next request
@@ -305,7 +306,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, reason: bytes) -> None:
         """An answer below the level of any protocol, and the end of the connection."""
         if self._handling is None:
-            self._write(Reply(status, reason + b"\n", b"text/plain"), is_head=False, closes=True)
+            request_id = str(uuid4())
+            log.debug("refused", status=status, reason=reason.decode("latin-1"), peer=self.peer, request_id=request_id)
+            self._write(Reply(status, reason + b"\n", b"text/plain", [(REQUEST_ID, request_id.encode())]), is_head=False, closes=True)
         if self._transport is not None:
             self._transport.close()
 

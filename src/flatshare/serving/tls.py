@@ -3,12 +3,21 @@
 import asyncio
 import signal
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flatshare.core.errors import BadInput
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("http")
+
+
+@dataclass(frozen=True, slots=True)
+class PemPair:
+    """For libraries that make no use of an SSLContext."""
+
+    key: bytes = field(repr=False)
+    chain: bytes
 
 
 class Certificate:
@@ -37,6 +46,7 @@ class Certificate:
     def _load(self) -> None:
         try:
             self.context.load_cert_chain(self._cert, self._key, password=_no_password)
+            self.pem = PemPair(self._key.read_bytes(), self._cert.read_bytes())
         except OSError as error:
             raise BadInput(
                 f"{self._cert} and {self._key} cannot be used as a certificate and its key: {error.strerror or error}"

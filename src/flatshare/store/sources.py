@@ -7,35 +7,31 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from threading import Event
-from typing import BinaryIO, Literal, cast
+from typing import BinaryIO, Literal
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
-from obstore.store import ObjectStoreMethods, from_url
+from obstore.store import ObjectStoreMethods
 
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
 from flatshare.core.sizes import MIB, format_size
 from flatshare.store import archive
+from flatshare.store.remote import open_store, reason_of
 
 _REMOTE_SCHEMES = {"s3", "gs", "az"}
 _MAX_DEPTH = 4
 _STATUS = re.compile(r"status code: (\d{3})")
 _PARALLEL_FILES = 8
 _PIECE_BYTES = 64 * MIB  # one request; with the time-out below, the slowest link that we bear does 0.5 MiB/s
-_CLIENT = {"connect_timeout": timedelta(seconds=3), "read_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=120)}
-_BACKOFF = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2}
-_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=10), "backoff": _BACKOFF}
 _DEFAULT_LIMITS = StoreLimits()
 
 
@@ -213,7 +209,7 @@ def _check_bounds(count: int, depth: int, uri: str, limits: StoreLimits) -> None
 
 
 def _probe_remote(location: _Location, limits: StoreLimits) -> list[SourceFile]:
-    store = _open_store(location)
+    store = open_store(location.bucket)
     with _store_errors(location.uri):
         listed = [] if archive.archive_kind(location.path) else _listed(store, location, limits)
         return listed if listed or not location.key else [_object("", obstore.head(store, location.key))]
@@ -240,42 +236,10 @@ def _without_folder_marks(files: list[SourceFile], uri: str) -> list[SourceFile]
 
 
 def _object(path: str, meta: "obstore.ObjectMeta") -> SourceFile:
-    return SourceFile(path, meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
-
-
-def _open_store(location: _Location) -> ObjectStoreMethods:
-    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_", "AZURE_"))))
-    try:
-        return _store(location.bucket, environment)
-    except (BaseError, ValueError) as error:
-        raise UnknownTarget(f"The store of '{location.uri}' cannot be used ({_reason(error)}): check its credentials.") from error
-
-
-@lru_cache(maxsize=64)
-def _store(base: str, environment: tuple[tuple[str, str], ...]) -> ObjectStoreMethods:
-    """One client per bucket keeps its connections open; a changed environment opens a new one. (Building one takes 40 ms.)"""
-    variables = dict(environment)
-    if not base.startswith("s3://"):
-        return from_url(base, client_options=_CLIENT, retry_config=_RETRIES)
-    endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL")
-    config = {"region": variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION") or "us-east-1"}
-    if endpoint:
-        config["endpoint"] = endpoint
-    client = _CLIENT | {"allow_http": bool(endpoint and endpoint.startswith("http://"))}
-    has_static_keys = "AWS_ACCESS_KEY_ID" in variables and "AWS_SECRET_ACCESS_KEY" in variables
-    credentials = {} if has_static_keys else {"credential_provider": _boto3_credentials()}
-    return from_url(base, config=config, client_options=client, retry_config=_RETRIES, **credentials)
-
-
-def _boto3_credentials() -> "Callable[[], object]":
-    # Imported here because boto3 takes a third of a second, and a machine with keys in its environment needs none of it.
-    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
-    from obstore.auth.boto3 import Boto3CredentialProvider  # noqa: PLC0415
-
-    try:
-        return cast("Callable[[], object]", Boto3CredentialProvider())
-    except BotoCoreError as error:  # such as a profile that does not exist
-        raise ValueError(str(error)) from error
+    tag = meta["e_tag"]
+    if tag and not tag.startswith(('"', "W/")):
+        tag = f'"{tag}"'  # some servers leave the quotes out in lists, and only there
+    return SourceFile(path, meta["size"], tag or meta["last_modified"].isoformat())
 
 
 @contextmanager
@@ -291,19 +255,13 @@ def _store_errors(uri: str) -> Iterator[None]:
         raise _denied(uri) from error
     except (BaseError, ValueError) as error:
         # What a list met: obstore gives all of it one type, and the status in the text.
-        reason = _reason(error)
+        reason = reason_of(error)
         status = _STATUS.search(reason)
         if status and status[1] in {"401", "403"}:
             raise _denied(uri) from error
         if status and status[1] == "404":
             raise _missing(uri) from error
         raise StoreUnavailable(f"The store of '{uri}' does not answer as it should ({reason}): try again.") from error
-
-
-def _reason(error: Exception) -> str:
-    """The cause in a few words. What obstore puts before it is the request's URL, which may be signed."""
-    line = str(error).partition("\n")[0]
-    return (line.partition(" - ")[2] or line)[:200]
 
 
 def _missing(uri: str) -> UnknownTarget:
@@ -331,7 +289,7 @@ class _Download:
     """Objects of one artifact on their way here. What an interrupted fetch left is kept: the home's name tells its version."""
 
     def __init__(self, location: _Location, home: Path) -> None:
-        self._store = _open_store(location)
+        self._store = open_store(location.bucket)
         self._location = location
         self._home = home
         self._is_over = Event()

@@ -5,9 +5,11 @@ from typing import Any
 import orjson
 
 from flatshare.core.access import Ask, Resource
+from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.wire.http import Request
 from flatshare.wire.sagemaker import Invocation
 
+INVOKE = "sagemaker:InvokeEndpoint"
 _PREFIXES = {"SageMaker": "sagemaker"}
 _NAMING = {"EndpointName": "endpoint", "EndpointConfigName": "endpoint-config", "ModelName": "model"}
 _VARIANTS = ("ProductionVariants", "ShadowProductionVariants")
@@ -15,7 +17,12 @@ _MAX_NAME = 200
 
 
 def of_invocation(call: Invocation) -> Ask:
-    return Ask("sagemaker:InvokeEndpoint", (Resource("endpoint", call.endpoint),), call.target or "")
+    return Ask(INVOKE, (Resource("endpoint", call.endpoint),), call.target or "")
+
+
+def of_model(action: str, endpoint: EndpointName, target: TargetModel) -> Ask:
+    """A call of the Open Inference Protocol about one model. Whoever may invoke it may also see what it takes and gives."""
+    return Ask(action, (Resource("endpoint", endpoint),), target)
 
 
 def of_control_call(request: Request) -> Ask:

@@ -14,6 +14,7 @@ from flatshare.wire.aws_shapes import Params, render
 from flatshare.wire.http import Reply, Request
 
 _TYPE = b"text/xml"
+_OWN_CODES = {"UnknownOperationException": "InvalidAction"}  # what services that speak this protocol say
 _MAX_FIELDS = 20_000  # 1000 metrics of 20 fields
 _MAX_ITEMS = 10_000
 
@@ -44,7 +45,8 @@ class QueryNotation:
     def error(self, service: ServiceModel, fault: ServiceFault, request_id: str) -> Reply:
         root = Element("ErrorResponse", xmlns=service.metadata["xmlNamespace"])
         error = SubElement(root, "Error")
-        for name, text in (("Type", fault.side), ("Code", fault.query_code), ("Message", fault.message)):
+        code = _OWN_CODES.get(fault.query_code, fault.query_code)
+        for name, text in (("Type", fault.side), ("Code", code), ("Message", fault.message)):
             SubElement(error, name).text = text
         SubElement(root, "RequestId").text = request_id
         return _reply(fault.status, root, request_id)

@@ -1,7 +1,8 @@
 """The SageMaker multi-model container contract, as data, with our extensions: https://docs.aws.amazon.com/sagemaker/latest/dg/mms-container-apis.html
 
 Extensions, all optional: a load may say the artifact's `root`; an invoke may carry the model's address, so that a model that is
-absent is loaded in the same call; answers carry the digest of the weights and where the time went.
+absent is loaded in the same call; answers carry the digest of the weights and where the time went; `GET /models/{id}/metadata` tells
+what a model takes and gives, `GET /models/{id}/artifact` whether there is one.
 """
 
 import re
@@ -9,9 +10,11 @@ from dataclasses import dataclass
 
 import orjson
 
+from flatshare.core import errors
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput
+from flatshare.core.errors import BadInput, FlatshareError, ModelFailed
 from flatshare.core.ids import ModelKey
+from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.wire import json_body
 from flatshare.wire.http import Reply, Request
 
@@ -33,6 +36,12 @@ _KEY = re.compile(r"[0-9A-Za-z._-]{1,256}")
 class LoadRequest:
     key: ModelKey
     source: ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    signature: Signature
+    digest: str
 
 
 def parse_load(body: bytes) -> LoadRequest:
@@ -89,12 +98,34 @@ def render_models(models: list[tuple[ModelKey, str]], after: str) -> Reply:
     return Reply(200, orjson.dumps(answer))
 
 
+def render_metadata(signature: Signature, digest: str) -> Reply:
+    """`GET /models/{id}/metadata`."""
+    answer = {"task": signature.task, "platform": signature.platform, "digest": digest}
+    return Reply(200, orjson.dumps({**answer, "inputs": signature.inputs, "outputs": signature.outputs}))
+
+
+def parse_metadata(body: bytes) -> ModelMetadata:
+    """The inverse of `render_metadata`, of an instance of ours."""
+    fields = orjson.loads(body)
+    sides = {name: tuple(TensorInfo(**item | {"shape": tuple(item["shape"])}) for item in fields[name]) for name in ("inputs", "outputs")}
+    return ModelMetadata(Signature(Task(fields["task"]), fields["platform"], **sides), fields["digest"])
+
+
 def error_sentence(reply: Reply) -> str:
     """What a container said went wrong; it may be any program, so any body will do."""
     try:
         return str(orjson.loads(reply.body)["error"])
     except (orjson.JSONDecodeError, TypeError, KeyError):
         return reply.body[:1024].decode("utf-8", "replace")
+
+
+def error_in(reply: Reply) -> FlatshareError:
+    """The error that a reply of 300 and above tells. A container that is not ours, and a bug of ours, is a ModelFailed."""
+    name = next((value.decode("latin-1") for key, value in reply.headers if key == ERROR), "")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, FlatshareError):
+        return kind(error_sentence(reply))
+    return BadInput(error_sentence(reply)) if 400 <= reply.status < 500 else ModelFailed(error_sentence(reply))
 
 
 def error_reply(status: int, error_name: str, sentence: str) -> Reply:

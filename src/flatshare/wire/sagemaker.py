@@ -67,7 +67,7 @@ def parse_invocation(request: Request) -> Invocation | None:
     variant = request.header("x-amzn-sagemaker-target-variant")
     return Invocation(
         endpoint=EndpointName(path["endpoint"]),
-        target=_checked_target(_utf8(target)) if target else None,
+        target=checked_target(_utf8(target)) if target else None,
         variant=VariantName(variant) if variant else None,
         request=request,
         is_streamed=path["road"] == _STREAM_ROAD,
@@ -136,7 +136,8 @@ def _fault_reply(status: int, code: str, fields: dict[str, object], request_id: 
 
 
 @lru_cache(maxsize=16_384)
-def _checked_target(target: str) -> TargetModel:
+def checked_target(target: str) -> TargetModel:
+    """A plain key below a prefix. Raises BadInput or UnknownTarget for anything else."""
     if not _TARGET.fullmatch(target):
         raise BadInput("TargetModel must have 1 to 1024 printable characters and not begin with a space")
     if "://" in target or "\\" in target or any(part in {".", ".."} for part in target.split("/")) or not target.strip("/"):

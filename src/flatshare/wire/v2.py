@@ -15,13 +15,15 @@ import orjson
 from numpy.typing import NDArray
 
 from flatshare.core.call import InferCall, InferResult, Scalar
-from flatshare.core.errors import BadInput
+from flatshare.core.errors import BadInput, Unsupported
 from flatshare.core.tensor import BF16, BYTES, DTYPES, Tensor
 
 _MAX_RANK = 8  # more is no tensor that a model takes, and the product of a long shape takes minutes
 _MAX_NAME = 256
 _KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # which JSON numbers a kind of tensor takes
 _RESERVED = {"binary_data", "binary_data_output", "binary_data_size", "classification"}
+_RESERVED |= {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"}
+"""The protocol's own parameters, not the model's. Triton's clients send the last six; none of our models keeps a state between calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ def parse(fields: Mapping[str, Any], tail: bytes = b"") -> V2Request:
         raise BadInput(f"{len(left)} bytes lie behind the binary tensors that the JSON header names")
     parameters = _parameters(fields.get("parameters"))
     outputs = [(_name(item), _parameters(item.get("parameters"))) for item in _objects(fields.get("outputs", []), "outputs")]
+    for _, values in outputs:
+        _require_no_shared_memory(values)
     if any(values.get("classification") for _, values in outputs):
         raise BadInput('the "classification" extension is not served: ask for the output as it is')
     said = {name: bool(values["binary_data"]) for name, values in outputs if "binary_data" in values}
@@ -91,6 +95,18 @@ def render(request: V2Request, result: InferResult, model_name: str, parameters:
         answer["id"] = call.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return V2Body(b"".join([head, *tails]), len(head) if tails else None)
+
+
+def as_json(head: bytes, tail: bytes) -> bytes:
+    """An answer of ours whose binary tensors are told as JSON; BF16 as its bits, texts that are no UTF-8 with marks in place."""
+    answer = orjson.loads(head)
+    for item in answer["outputs"]:
+        size = item.pop("parameters", {}).get("binary_data_size")
+        if size is not None:
+            tensor, tail = from_bytes(item["name"], item["datatype"], tuple(item["shape"]), tail[:size]), tail[size:]
+            flat = tensor.data.reshape(-1)
+            item["data"] = [text.decode("utf-8", "replace") for text in flat] if tensor.datatype == BYTES else flat.tolist()
+    return orjson.dumps(answer)
 
 
 def asked_for(call: InferCall, result: InferResult) -> list[Tensor]:
@@ -148,6 +164,11 @@ def _parameters(value: object) -> dict[str, Scalar]:
     return value
 
 
+def _require_no_shared_memory(parameters: Mapping[str, Scalar]) -> None:
+    if "shared_memory_region" in parameters:
+        raise Unsupported("tensors in shared memory are not supported: send them in the request, as JSON or binary data")
+
+
 def _tensor(item: Mapping[str, Any], tail: bytes) -> tuple[Tensor, bytes]:
     """One input, and what of the binary tail is left."""
     name, datatype, shape = _name(item), item.get("datatype"), item.get("shape")
@@ -155,7 +176,9 @@ def _tensor(item: Mapping[str, Any], tail: bytes) -> tuple[Tensor, bytes]:
         raise BadInput(f"tensor '{name}' is of datatype {short(datatype)}: known are {', '.join(DTYPES)}")
     if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
         raise BadInput(f"tensor '{name}' needs a shape of at most {_MAX_RANK} sizes, such as [2] or [2, 1]")
-    size = _parameters(item.get("parameters")).get("binary_data_size")
+    parameters = _parameters(item.get("parameters"))
+    _require_no_shared_memory(parameters)
+    size = parameters.get("binary_data_size")
     if size is None:
         return _from_json(name, datatype, tuple(shape), item.get("data")), tail
     if type(size) is not int or not 0 <= size <= len(tail):

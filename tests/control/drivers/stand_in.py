@@ -12,11 +12,21 @@ import threading
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("behaviour", choices=["good", "crashing", "mute", "deaf"])
-    for option in ("--socket", "--store", "--memory", "--disk", "--workers", "--id", "--name"):
+    for option in ("--socket", "--store", "--memory", "--disk", "--workers", "--changed-artifacts", "--id", "--name"):
         parser.add_argument(option, required=True)
     parser.add_argument("--follow-stdin", action="store_true")
     options = parser.parse_args()
-    print("I am", options.name, "with", options.memory, "bytes;", os.environ["MALLOC_ARENA_MAX"], "arenas", flush=True)
+    print(
+        "I am",
+        options.name,
+        "with",
+        options.memory,
+        "bytes;",
+        os.environ["MALLOC_ARENA_MAX"],
+        "arenas; changed artifacts:",
+        options.changed_artifacts,
+        flush=True,
+    )
     if options.behaviour == "crashing":
         sys.exit("out of paint")
     asyncio.run(serve(options))

@@ -32,7 +32,7 @@ async def test_an_instance_gets_its_arguments_environment_and_log(local: LocalDr
     await local.set_memory(instance.id, 500)
     await local.stop(instance.id)
     log = (tmp_path / "log" / "i-1.log").read_text()
-    assert log == "I am endpoint/variant with 4321 bytes; 1 arenas\nmemory 500\ndrained\n"
+    assert log == "I am endpoint/variant with 4321 bytes; 1 arenas; changed artifacts: replace\nmemory 500\ndrained\n"
 
 
 async def test_the_socket_lies_in_a_private_folder_that_goes_with_the_driver(local: LocalDriver) -> None:

@@ -6,9 +6,7 @@ the kernel closes our end however we die: so no instance outlives us, not even a
 
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from asyncio.subprocess import PIPE, STDOUT, Process
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import orjson
 
 from flatshare.client.instance import InstanceClient
 from flatshare.control.drivers.base import InstanceSpec, RunningInstance
+from flatshare.control.drivers.sockets import SocketFolder
 from flatshare.core.errors import InstanceGone
 from flatshare.core.ids import InstanceId
 from flatshare.core.settings import FleetSettings
@@ -50,7 +49,7 @@ class LocalDriver:
     def __init__(self, settings: FleetSettings, *, command: tuple[str, ...] = _COMMAND) -> None:
         self._settings = settings
         self._command = command
-        self._sockets = Path(tempfile.mkdtemp(prefix="flatshare-"))  # mode 0700: nobody else may dial
+        self._sockets = SocketFolder()
         self._instances: dict[InstanceId, _Local] = {}
 
     async def start(self, spec: InstanceSpec) -> RunningInstance:
@@ -103,10 +102,10 @@ class LocalDriver:
         async with asyncio.TaskGroup() as stops:
             for instance_id in self._instances:
                 stops.create_task(self.stop(instance_id))
-        shutil.rmtree(self._sockets, ignore_errors=True)
+        self._sockets.remove()
 
     async def _spawn(self, spec: InstanceSpec) -> _Local:
-        socket_path = self._sockets / f"{spec.id}.sock"
+        socket_path = self._sockets.path / f"{spec.id}.sock"
         if len(os.fsencode(socket_path)) > _MAX_SOCKET_PATH_BYTES:
             raise InstanceGone(
                 f"The socket path {socket_path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes: set TMPDIR to a shorter folder"
@@ -116,6 +115,7 @@ class LocalDriver:
         arguments = (
             "--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes),
             "--disk", str(settings.disk_bytes), "--workers", str(settings.workers),
+            "--changed-artifacts", settings.changed_artifacts,
         )  # fmt: skip
         with self._log_path(spec.id).open("ab") as log:
             process = await asyncio.create_subprocess_exec(

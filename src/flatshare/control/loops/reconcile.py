@@ -12,6 +12,7 @@ from flatshare.control.drivers.base import Driver
 from flatshare.control.fleet import Fleet, InstanceSnapshot
 from flatshare.control.state import Rows, State
 from flatshare.core.clock import Clock
+from flatshare.core.settings import FleetSettings
 from flatshare.core.state import Routes
 from flatshare.policy import diff
 from flatshare.policy.diff import DesiredEndpoint, Mark, Observed, Plan, Slot, Status, Verdict
@@ -28,7 +29,7 @@ class Reconciler:
         clock: Clock,
         publish: Callable[[Routes], None],
         *,
-        memory_bytes: int,
+        fleet: FleetSettings,
         tick_s: float,
     ) -> None:
         self._state = state
@@ -38,7 +39,7 @@ class Reconciler:
         self.has_looked = asyncio.Event()
         """Set once the first pass is over: what was there before is routed, if only to say that it is not ready yet."""
         self._woken = asyncio.Event()
-        self._fleet = Fleet(driver, clock, memory_bytes=memory_bytes, changed=self.wake)
+        self._fleet = Fleet(driver, clock, memory_bytes=fleet.memory_bytes, parallel_starts=fleet.parallel_starts, changed=self.wake)
         self._desired: tuple[DesiredEndpoint, ...] = ()
         self._published: Routes | None = None
         self._retry_at_s: float | None = None

@@ -57,7 +57,7 @@ class MappedBackend:
     def footprint(self, stored: StoredModel) -> Footprint:
         manifest = stored.manifest
         shared = {
-            f"session {manifest.graph}": _SESSION_BYTES,
+            f"session {manifest.graph}": _SESSION_BYTES + 2 * Path(stored.graph_path).stat().st_size,  # what weights a foreign graph keeps
             f"workspaces {manifest.graph}": self._concurrent_runs * manifest.workspace_bytes,
             f"tokenizer {manifest.tokenizer}": _TOKENIZER_BYTES,
         }

@@ -34,7 +34,8 @@ class GeneratedGraph:
 class GraphBuilder:
     """Collects nodes, constants and weight inputs in order; `finish` makes the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, opset: int = OPSET) -> None:
+        self.opset = opset
         self.weights: dict[str, WeightInput] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -90,17 +91,34 @@ class GraphBuilder:
             operands.append(self.weight(f"{name}.bias", width))
         return self.node("LayerNormalization", operands, output, epsilon=epsilon, axis=-1)
 
+    def reduce(self, op: str, x: str, axis: int, output: str, *, keepdims: int = 0) -> str:
+        """A reduction over one axis, which is an attribute up to opset 17 and an input since (of ReduceSum since 13)."""
+        if self.opset >= 18 or op == "ReduceSum":
+            return self.node(op, [x, self.integers(f"reduced_axis_{axis}", axis)], output, keepdims=keepdims)
+        return self.node(op, [x], output, axes=[axis], keepdims=keepdims)
+
     def add_norm(self, x: str, skip: str, name: str, width: int, epsilon: float, output: str) -> str:
         """LayerNorm(x + skip)."""
         inputs = [x, skip, self.weight(f"{name}.weight", width), self.weight(f"{name}.bias", width)]
         return self.node("SkipLayerNormalization", inputs, output, domain=CONTRIB, epsilon=epsilon)
 
+    def append_to(self, graph: onnx.GraphProto, output: str, output_shape: Sequence[str | int]) -> None:
+        """Put everything behind another graph's nodes; `output` becomes the only one."""
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._constants.values())
+        graph.input.extend(self._weight_values())
+        del graph.output[:]
+        graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, list(output_shape)))
+
+    def _weight_values(self) -> list[onnx.ValueInfoProto]:
+        return [helper.make_tensor_value_info(w.name, TensorProto.FLOAT, list(w.shape)) for w in self.weights.values()]
+
     def finish(self, name: str, inputs: Sequence[str], output: str, output_shape: Sequence[str | int]) -> GeneratedGraph:
         """The model: `inputs` are int64 [texts, tokens], then every weight; `output` is float32."""
         values = [helper.make_tensor_value_info(i, TensorProto.INT64, ["texts", "tokens"]) for i in inputs]
-        values += [helper.make_tensor_value_info(w.name, TensorProto.FLOAT, list(w.shape)) for w in self.weights.values()]
+        values += self._weight_values()
         outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, list(output_shape))]
         graph = helper.make_graph(self._nodes, name, values, outputs, list(self._constants.values()))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="flatshare")
         return GeneratedGraph(bytes(model.SerializeToString(deterministic=True)), tuple(self.weights.values()))

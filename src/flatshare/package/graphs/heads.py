@@ -97,10 +97,11 @@ def generated_graph(trunk: Trunk, head: Head, *, has_pairs: bool) -> GeneratedGr
     last = g.node("Reshape", [x, "full"], "last")
     if isinstance(head, SequenceHead):
         return g.finish(trunk.family, inputs, trunk.sequence_logits(g, last, head.labels), ["texts", head.labels])
-    return g.finish(trunk.family, inputs, _embedding(g, last, head), ["texts", head.width(trunk.hidden)])
+    return g.finish(trunk.family, inputs, pooled_embedding(g, last, head), ["texts", head.width(trunk.hidden)])
 
 
-def _embedding(g: GraphBuilder, last: str, head: SentenceHead) -> str:
+def pooled_embedding(g: GraphBuilder, last: str, head: SentenceHead) -> str:
+    """From last [texts, tokens, hidden] to one vector per text."""
     pooled = [_pool(g, last, pooling) for pooling in head.poolings]
     vector = pooled[0] if len(pooled) == 1 else g.node("Concat", pooled, "joined", axis=1)
     for index, step in enumerate(head.steps):
@@ -116,12 +117,12 @@ def _pool(g: GraphBuilder, last: str, pooling: str) -> str:
         row = g.node("Gather", [last, g.integers("minus_one", -1)], "last_token_row", axis=1)
         return g.node("Squeeze", [row, g.integers("token_axis", 1)], "last_token")
     if pooling == "max":
-        return g.node("ReduceMax", [last], "max", axes=[1], keepdims=0)
+        return g.reduce("ReduceMax", last, 1, "max")
     if pooling == "mean":
-        return g.node("ReduceMean", [last], "mean", axes=[1], keepdims=0)
+        return g.reduce("ReduceMean", last, 1, "mean")
     if pooling == "weightedmean":
         return _weighted_mean(g, last)
-    total = g.node("ReduceSum", [last, g.integers("token_axis", 1)], "total", keepdims=0)
+    total = g.reduce("ReduceSum", last, 1, "total")
     length = blocks.as_float(g, blocks.token_count(g), "length_float")
     return g.node("Div", [total, g.node("Sqrt", [length], "root_length")], "mean_sqrt_len")
 
@@ -130,8 +131,8 @@ def _weighted_mean(g: GraphBuilder, last: str) -> str:
     """The n-th token counts n times."""
     places = g.node("Add", [blocks.as_float(g, blocks.token_range(g), "range_float"), g.number("one_float", 1)], "weights_line")
     weights = g.node("Unsqueeze", [places, g.integers("weight_axes", 0, 2)], "weights")
-    total = g.node("ReduceSum", [g.node("Mul", [last, weights], "weighted"), g.integers("token_axis", 1)], "weighted_total", keepdims=0)
-    return g.node("Div", [total, g.node("ReduceSum", [places], "weights_total", keepdims=0)], "weightedmean")
+    total = g.reduce("ReduceSum", g.node("Mul", [last, weights], "weighted"), 1, "weighted_total")
+    return g.node("Div", [total, g.reduce("ReduceSum", places, 0, "weights_total")], "weightedmean")
 
 
 def _step(g: GraphBuilder, vector: str, step: Step, name: str) -> str:
@@ -151,5 +152,5 @@ def _step(g: GraphBuilder, vector: str, step: Step, name: str) -> str:
 
 def _normalize(g: GraphBuilder, vector: str, name: str) -> str:
     """Divide by the L2 norm, at least 1e-12, as torch.nn.functional.normalize does."""
-    norm = g.node("ReduceL2", [vector], f"{name}.norm", axes=[1], keepdims=1)
+    norm = g.reduce("ReduceL2", vector, 1, f"{name}.norm", keepdims=1)
     return g.node("Div", [vector, g.node("Max", [norm, g.number("least_norm", 1e-12)], f"{name}.safe_norm")], name)

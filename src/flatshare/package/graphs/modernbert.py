@@ -112,10 +112,7 @@ class ModernBertTrunk:
         return g.node("RotaryEmbedding", inputs, f"{x}.turned", domain=CONTRIB)
 
     def sequence_logits(self, g: GraphBuilder, last: str, labels: int) -> str:
-        if self.head_pooling == "cls":
-            pooled = blocks.first_token(g, last)
-        else:
-            pooled = g.node("ReduceMean", [last], "head_mean", axes=[1], keepdims=0)
+        pooled = blocks.first_token(g, last) if self.head_pooling == "cls" else g.reduce("ReduceMean", last, 1, "head_mean")
         return self.token_logits(g, pooled, labels)
 
     def token_logits(self, g: GraphBuilder, x: str, labels: int) -> str:

@@ -110,8 +110,10 @@ def _beside(call: InferCall, name: str, ids: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _check_count(count: int) -> None:
-    if not 0 < count <= MAX_TEXTS:
-        raise BadInput(f"{count} texts in one call: 1 to {MAX_TEXTS} are accepted, split the call")
+    if not count:
+        raise BadInput(f"'{IDS}' has no row: send at least one")
+    if count > MAX_TEXTS:
+        raise BadInput(f"{count} texts in one call: at most {MAX_TEXTS} are accepted, split the call")
 
 
 def _require_no(call: InferCall, *names: str) -> None:

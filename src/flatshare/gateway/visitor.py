@@ -1,0 +1,48 @@
+"""Who stands at a door of the Open Inference Protocol, and what it may: the same question as on every other road."""
+
+from flatshare.core.access import Ask, Principal
+from flatshare.core.errors import AccessDenied, Unauthenticated
+from flatshare.core.ids import EndpointName, TargetModel
+from flatshare.security.entry import NOBODY, Entry
+from flatshare.security.guard import Road
+from flatshare.wire import asks
+from flatshare.wire.http import Request
+
+LOAD, UNLOAD, OVERVIEW = "flatshare:LoadModel", "flatshare:UnloadModel", "flatshare:GetStatus"
+_ROAD = Road(is_aws=False)
+
+
+class Visitor:
+    """One request's caller. `request` is HTTP's; one over gRPC is put into the same form."""
+
+    def __init__(self, entry: Entry, request: Request) -> None:
+        self._entry = entry
+        self._request = request
+        self._principal: Principal | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self._request.id
+
+    def require(self, action: str, endpoint: EndpointName, target: TargetModel) -> None:
+        """Raises an Unauthenticated or AccessDenied, which is written down."""
+        self._entry.admit(self._request, _ROAD, asks.of_model(action, endpoint, target))
+
+    def require_overview(self) -> None:
+        """For what tells of all models."""
+        self._entry.admit(self._request, _ROAD, Ask(OVERVIEW))
+
+    def may_invoke(self, endpoint: EndpointName, target: TargetModel) -> bool:
+        """A question, not a try: a no is not written down. Raises an Unauthenticated."""
+        ask = asks.of_model(asks.INVOKE, endpoint, target)
+        if self._principal is None:
+            try:
+                self._principal = self._entry.guard.authenticate(self._request, _ROAD)
+            except Unauthenticated as error:
+                self._entry.turn_away(self._request, NOBODY, ask, error)
+                raise
+        try:
+            self._entry.guard.require(self._principal, ask)
+        except AccessDenied:
+            return False
+        return True
