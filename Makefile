@@ -18,7 +18,7 @@ install: .stamps/install            ## flatshare itself, into $(VENV)
 demo: .stamps/demo                  ## many models behind one endpoint, driven by boto3 (KEEP=1 leaves the server up)
 	$(BIN)/flatshare bench demo $(if $(KEEP),--keep)
 
-test: .stamps/test .stamps/sdk      ## the whole test suite
+test: .stamps/test .stamps/sdk .stamps/triton   ## the whole test suite
 	$(BIN)/python -m pytest
 
 fuzz: .stamps/test                  ## the readers of strangers' bytes, for ten minutes (SECONDS=3600 for an hour); make test does one
@@ -40,7 +40,7 @@ bench: .stamps/demo                 ## the main job against its targets, written
 	$(BIN)/flatshare bench story --json story.json
 
 clean:
-	rm -rf $(VENV) .venv-sdk .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-sdk .venv-triton .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .stamps/venv:
 	$(PYTHON) -m venv $(VENV)
@@ -66,6 +66,14 @@ clean:
 	$(SDK_PIP) -r tests/e2e/sdk/common.txt
 	$(SDK_PIP) --target .venv-sdk/v2 -r tests/e2e/sdk/v2.txt
 	$(SDK_PIP) --target .venv-sdk/v3 -r tests/e2e/sdk/v3.txt
+	@touch $@
+
+# Real NVIDIA Triton, for the contract suite and `bench packages`: 370 MB in an environment of its own, since it needs an older numpy. What the
+# models import besides (torch, onnxruntime) it takes from ours, by a .pth file.
+.stamps/triton: .stamps/test
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 numpy==1.26.4
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth"
 	@touch $@
 
 .stamps/lint: .stamps/test

@@ -26,7 +26,8 @@ ALLOWED: dict[str, set[str]] = {
     "store": _BASE,
     "package": {*_BASE, "store"},
     "gateway": {*_BASE, "policy", "security", "serving", "client"},
-    "instance": {*_BASE, "policy", "serving", "store", "package"},
+    "pyworker": set(),  # runs in other processes, perhaps of another Python: the standard library and numpy
+    "instance": {*_BASE, "policy", "serving", "store", "package", "pyworker"},
     "control": {*_BASE, "policy", "client"},
     "planner": {*_BASE, "policy"},
     "dashboard": {*_BASE},

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from flatshare.core.errors import AlreadyLoaded, BadPackage, NeverFits, NotResident, OutOfMemory, StoreUnavailable, UnknownTarget
 from flatshare.instance import books as books_module
+from flatshare.instance.backends.base import RemoteModel
 from tests.calls import text_call
 from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source, stored_model
 
@@ -126,6 +127,7 @@ class TestLoading:
                 pass
         await flat.use("m0")
         async with flat.cache.lease(key_of("m0"), None) as lease:
+            assert not isinstance(lease.model, RemoteModel)
             assert lease.model.run(text_call("a")).output("embedding").data[0, 0] == ord("m")
 
     async def test_loading_ahead_is_refused_while_it_is_there_or_on_its_way(self, flat: Flat) -> None:

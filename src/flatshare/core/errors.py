@@ -18,6 +18,9 @@
     ├─ BadPackage               the artifact is not a model that we can serve
     │  ├─ UnsafeArchive         it would escape its folder, or swell beyond the limits
     │  └─ UnsupportedModel      well-formed, but of a kind that this version does not know
+    ├─ ModelFailed              the model's own code raised, or answered what it may not
+    │  ├─ WorkerDied            the process that ran it died: a crash, or it took too long
+    │  └─ Quarantined           it did that too often, and is left alone for a while
     ├─ Overloaded               too many wait already
     ├─ ModelNotReady            still loading when the hold time was over
     ├─ OutOfMemory              does not fit now, and waiting did not help
@@ -26,12 +29,9 @@
     ├─ StoreUnavailable         the artifact's store failed or is out of reach
     ├─ DiskFull
     ├─ PortInUse
-
-
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
-    ├─ ModelFailed              the model broke, or its container answered an error of its own
     ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
@@ -129,6 +129,18 @@ class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
 
 
+class ModelFailed(FlatshareError):
+    """The model's own code raised or answered what its config does not admit, or its container answered an error of its own."""
+
+
+class WorkerDied(ModelFailed):
+    """The process that ran the model crashed, was killed or hung; another has taken its place."""
+
+
+class Quarantined(ModelFailed):
+    """The model has brought down its worker several times: it is refused until a time that the sentence says."""
+
+
 class Overloaded(FlatshareError):
     """Too many requests wait already."""
 
@@ -185,10 +197,6 @@ class InstanceGone(FlatshareError):
 
 class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
-
-
-class ModelFailed(FlatshareError):
-    """The model broke, or its container answered an error of its own."""
 
 
 class TooSlow(FlatshareError):

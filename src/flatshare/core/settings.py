@@ -97,3 +97,31 @@ class InstanceSettings:
     @property
     def cache_bytes(self) -> int:
         return int(self.memory_bytes * self.cache_share)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """The processes that run models' own code."""
+
+    most: int = 2
+    """Of each code version: how many workers may share its load."""
+    load_s: float = 300.0  # SageMaker ends a load after 360 s
+    run_s: float = 55.0  # SageMaker gives a container 60 s to answer
+    private_bytes: int = 8 * 2**30
+    """Of each worker: what asks for more gets a MemoryError."""
+    leak_bytes: int = 2**30
+    """A worker that has grown by so much since its last load is replaced in a pause."""
+    has_spare: bool = True
+    """Keep one worker started ahead, its libraries imported."""
+    is_tidy: bool = True
+    """Gradients off, garbage collected and memory given back by the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where an instance is reached: the Unix socket if there is one, else the port."""
+
+    socket_path: str | None
+    host: str
+    port: int
+    follow_stdin: bool

@@ -51,6 +51,18 @@ class GenerationSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageFile:
+    """A file of a model that is served from its own files, as they were packed."""
+
+    path: str
+    """Relative to the package's folder."""
+    digest: Digest
+    size_bytes: int
+    mapped_bytes: int = 0
+    """What of it models map: of a file of weights, the tensors that no earlier file on this machine has."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelManifest:
     """Everything that decides what a model answers, so its digest is the model's identity."""
 
@@ -82,10 +94,18 @@ class ModelManifest:
     is_normalized: bool = False
     """Whether embeddings have length 1, cut ones too."""
     generation: GenerationSpec | None = None
+    files: tuple[PackageFile, ...] = ()
+    """Of a Triton repository; `graph` is then its description (core/repository.py)."""
 
     @property
     def mapped_bytes(self) -> int:
-        return sum(self.distinct_tensors.values())
+        return sum(self.distinct_pieces.values())
+
+    @property
+    def distinct_pieces(self) -> dict[TensorDigest, int]:
+        """What is mapped of the model once it is resident: its tensors, and its files of weights."""
+        files = {TensorDigest(file.digest): file.mapped_bytes for file in self.files if file.mapped_bytes}
+        return {**self.distinct_tensors, **files} if files else self.distinct_tensors
 
     @property
     def distinct_tensors(self) -> dict[TensorDigest, int]:
@@ -110,3 +130,5 @@ class StoredModel:
     graph_path: str
     tokenizer_path: str
     packs_dir: str
+    package_dir: str = ""
+    """The folder with `files`."""

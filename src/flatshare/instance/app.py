@@ -8,8 +8,9 @@ from urllib.parse import parse_qs
 import orjson
 from structlog.contextvars import bind_contextvars
 
+from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
-from flatshare.core.ids import ModelKey
+from flatshare.core.ids import ArtifactUri, ModelKey, model_key
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.serve import Server
@@ -26,16 +27,21 @@ _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadat
 class InstanceApp:
     """Routes a request; `handle` is the whole of it."""
 
-    def __init__(self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend) -> None:
+    def __init__(
+        self, server: Server, cache: ModelCache, workbench: Workbench, journal: Journal, backend: Backend, single: ModelSource | None = None
+    ) -> None:
+        """`single` is the model of POST /invocations."""
         self._server = server
         self._cache = cache
         self._workbench = workbench
         self._journal = journal
         self._backend = backend
+        self._single = single
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
             ("GET", "/models"): self._list,
             ("POST", "/models"): self._load,
+            ("POST", "/invocations"): self._invoke_single,
             ("GET", "/flatshare/status"): self._status,
             ("PUT", "/flatshare/memory"): self._set_memory,
         }
@@ -81,6 +87,12 @@ class InstanceApp:
         load = container.parse_load(request.body)
         await self._cache.load(load.key, load.source)
         return Reply(200, orjson.dumps(container.render_model(load.key, load.source.uri)))
+
+    async def _invoke_single(self, request: Request) -> Reply:
+        """A container with one model: its first request loads it."""
+        if self._single is None:
+            raise BadInput("this is a multi-model instance: POST /models/{name}/invoke, or start it with --model")
+        return await self._server.invoke(model_key(ArtifactUri(self._single.uri)), self._single, request)
 
     async def _list(self, request: Request) -> Reply:
         after = parse_qs(request.query.decode("latin-1")).get("next_page_token", [""])[0]

@@ -7,7 +7,7 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -42,7 +42,11 @@ class Balance:
 class Books:
     """Owned by the cache: nobody else writes in it."""
 
-    def __init__(self, memory_bytes: int, anonymous_share: float, base_anonymous: int) -> None:
+    def __init__(
+        self, memory_bytes: int, anonymous_share: float, base_anonymous: int, others_anonymous: Callable[[], int] = lambda: 0
+    ) -> None:
+        """`others_anonymous` is what the instance's other processes have of private memory."""
+        self._others_anonymous = others_anonymous
         self._memory_bytes = memory_bytes
         self._anonymous_share = anonymous_share
         self._base_anonymous = base_anonymous
@@ -115,7 +119,7 @@ class Books:
             base_anonymous=self._base_anonymous,
             anonymous=self._base_anonymous + self._shared_bytes + self._own_bytes,
             mapped=self._mapped_bytes,
-            measured_anonymous=anonymous_bytes(),
+            measured_anonymous=anonymous_bytes() + self._others_anonymous(),
             models=len(self._reserved),
         )
 

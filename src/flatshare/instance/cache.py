@@ -18,7 +18,7 @@ from flatshare.core.clock import Clock
 from flatshare.core.errors import AlreadyLoaded, BadPackage, FlatshareError, NeverFits, NotResident, OutOfMemory, StoreUnavailable
 from flatshare.core.ids import ModelDigest, ModelKey
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
+from flatshare.instance.backends.base import Backend, Footprint, LoadedModel, RemoteBackend, RemoteModel
 from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.finding import Finder
 from flatshare.policy import admit
@@ -36,7 +36,7 @@ _NOTHING = Reservation(Footprint(0, {}), {})
 class Lease:
     """A model lent out: it stays in memory until the lease ends."""
 
-    model: LoadedModel
+    model: LoadedModel | RemoteModel
     digest: ModelDigest
     cold_start_s: float | None
     """How long this request waited for the load; None if the model was there."""
@@ -71,7 +71,7 @@ class _Entry:
 class _Loaded:
     digest: ModelDigest
     mapped_bytes: int
-    model: list[LoadedModel] = field(repr=False)
+    model: list[LoadedModel | RemoteModel] = field(repr=False)
     """The only lasting reference; emptied on a loader thread, since unmapping takes a millisecond."""
     took_s: float
 
@@ -209,7 +209,7 @@ class ModelCache:
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
-        reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_tensors)
+        reservation = Reservation(self._backend.footprint(stored), stored.manifest.distinct_pieces)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
         reason = await self._make_room(reservation, f"room for {source.uri}", key)
@@ -218,9 +218,11 @@ class ModelCache:
         manifest = stored.manifest
         return _Loaded(manifest.digest, manifest.mapped_bytes, [model], self._clock.monotonic_s() - started_s)
 
-    async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel:
+    async def _load_reserved(self, key: ModelKey, stored: StoredModel) -> LoadedModel | RemoteModel:
         """The reservation goes with the load if it fails."""
         try:
+            if isinstance(self._backend, RemoteBackend) and (remote := await self._backend.load_remote(stored)) is not None:
+                return remote
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._backend.load, stored)
         except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading
             self._books.release(key)
@@ -307,6 +309,10 @@ class ModelCache:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self._wait_for_change()
+        model = entry.ready.result().model[0]
+        if isinstance(model, RemoteModel):
+            await model.close()
+        del model
         is_last = not any(_is_loaded(other) for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)

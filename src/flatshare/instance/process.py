@@ -1,18 +1,21 @@
-"""One instance as a process: put together, served on a Unix socket, drained when asked to stop or when its parent is gone."""
+"""One instance as a process: put together, served on a Unix socket or a port, drained when asked to stop or when its parent is gone."""
 
 import asyncio
 import os
 import resource
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from flatshare.core.call import ModelSource
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings
+from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, Listening, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.backends.triton.backend import TritonBackend
 from flatshare.instance.books import Books, anonymous_bytes
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.finding import ModelFinder
@@ -30,36 +33,58 @@ _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the lo
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
-async def serve_until_stopped(settings: InstanceSettings, socket_path: str, *, follow_stdin: bool) -> None:
-    """Serve until SIGTERM, or end of file on stdin if `follow_stdin`; then finish what is under way, within the drain time."""
+async def serve_until_stopped(settings: InstanceSettings, own_code: WorkerSettings, at: Listening, model_dir: Path | None) -> None:
+    """Serve until SIGTERM, or end of file on stdin if that is followed; then finish what is under way, within the drain time.
+
+    `model_dir` is the one model of POST /invocations.
+    """
     store = TensorStore(settings.store_dir)
     _repair(store)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=settings.max_waiting)
-    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers), "generate": writer})
+    triton = TritonBackend(own_code)
+    backend = Engines({"mapped": MappedBackend(concurrent_runs=settings.workers), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, settings.max_waiting)
     finder = ModelFinder(store, lookers, settings.disk_bytes)
     journal = Journal()
-    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes())
+    books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, SystemClock(), journal, patience_s=settings.patience_s, recheck_s=settings.recheck_s
     )
-    app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend)
+    app = InstanceApp(Server(cache, workbench), cache, workbench, journal, backend, _source_of(model_dir))
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     stop_on_signals(server.stop)
-    await server.listen_on_socket(socket_path)
-    if follow_stdin:
+    await _listen(server, at)
+    if at.follow_stdin:
         _stop_at_end_of_input(server)
-    log.info("instance_starts", socket=socket_path, memory_bytes=settings.memory_bytes, pid=os.getpid())
+    log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
     await server.run()
+    await triton.pool.close()
     finder.close()
     workbench.close()
     writer.close()
     for pool in (threads, lookers):
         pool.shutdown(wait=True, cancel_futures=True)
     log.info("instance_stopped")
+
+
+async def _listen(server: HandlerServer, at: Listening) -> None:
+    if at.socket_path is not None:
+        await server.listen_on_socket(at.socket_path)
+        log.info("instance_listens", socket=at.socket_path)
+        return
+    port = await server.listen_on_port(at.host, at.port)
+    log.info("instance_listens", host=at.host, port=port)
+
+
+def _source_of(model_dir: Path | None) -> ModelSource | None:
+    """The one model of a single-model container: everything else is loaded by POST /models."""
+    if model_dir is None:
+        return None
+    uri = f"file://{model_dir.absolute()}"
+    return ModelSource(uri, uri)
 
 
 def _repair(store: TensorStore) -> None:

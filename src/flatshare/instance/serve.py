@@ -1,17 +1,19 @@
 """Steps 4 to 7 of a request's path, on one screen: parse → lease → run → render."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import InferCall, InferResult, ModelSource
 from flatshare.core.errors import Overloaded
 from flatshare.core.ids import ModelKey
 from flatshare.instance import writing
+from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.cache import Lease, ModelCache
-from flatshare.instance.workbench import Workbench
+from flatshare.instance.workbench import Run, Workbench
 from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
@@ -35,8 +37,7 @@ class Server:
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
                 return await self._write(lease, lease.model, asked, name, request, held)
-            stop = threading.Event()
-            run = await self._workbench.run(partial(lease.model.run, asked.call, stop), stop)
+            run = await self._run(lease.model, asked.call)
             answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
             return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
 
@@ -58,6 +59,15 @@ class Server:
         """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
         async with self._cache.lease(key, source) as lease:
             return container.render_metadata(lease.model.signature, lease.digest)
+
+    async def _run(self, model: LoadedModel | RemoteModel, call: InferCall) -> Run[InferResult]:
+        """On an engine thread; a model of another process has no use for one."""
+        if isinstance(model, RemoteModel):
+            started_s = time.perf_counter()
+            result = await model.infer(call)
+            return Run(result, time.perf_counter() - started_s, waited_s=0.0)
+        stop = threading.Event()
+        return await self._workbench.run(partial(model.run, call, stop), stop)
 
     @contextmanager
     def _counted(self, request: Request) -> Iterator[None]:

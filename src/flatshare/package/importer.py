@@ -24,6 +24,8 @@ from flatshare.package.graphs.heads import SentenceHead, SequenceHead, generated
 from flatshare.package.purpose import Purpose
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
+from flatshare.package.triton.importing import import_repository
+from flatshare.package.triton.repository import is_repository
 from flatshare.package.weight_files import FoundTensor, Weights, has_weights, read_weights
 from flatshare.package.weights import FLOATS
 from flatshare.store.tensors import TensorStore
@@ -45,6 +47,9 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
 
     Everything is checked before the first byte is written. Raises BadPackage or UnsupportedModel with what is wrong, DiskFull.
     """
+    if is_repository(folder):
+        report = import_repository(store, folder, uri, version, limits)
+        return ImportReport(report.manifest, report.new_bytes)
     if is_generating(folder, limits):
         return ImportReport(*import_generating(store, folder, uri, version, limits))
     parts = _parts(folder, limits)

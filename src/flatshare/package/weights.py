@@ -68,6 +68,10 @@ class WeightsFile:
         base = 8 + header_bytes
         self.entries = {e.name: WeightEntry(e.name, e.dtype, e.shape, base + e.begin, base + e.end) for e in entries}
 
+    def raw(self, entry: WeightEntry) -> memoryview:
+        """The tensor's bytes, as they lie in the file."""
+        return memoryview(self._map)[entry.begin : entry.end]
+
     def float32(self, entry: WeightEntry) -> NDArray[np.float32]:
         """The tensor as float32; narrower and wider floats are converted into memory of their own."""
         raw = np.frombuffer(self._map, np.uint8, entry.end - entry.begin, entry.begin)

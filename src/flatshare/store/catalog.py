@@ -17,7 +17,7 @@ import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.signature import Task
-from flatshare.core.spec import GenerationSpec, ModelManifest, TensorPlace, TensorSpec
+from flatshare.core.spec import GenerationSpec, ModelManifest, PackageFile, TensorPlace, TensorSpec
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS packs (id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
@@ -25,6 +25,9 @@ CREATE TABLE IF NOT EXISTS tensors (
     digest TEXT PRIMARY KEY, pack TEXT NOT NULL REFERENCES packs, offset INTEGER NOT NULL, size_bytes INTEGER NOT NULL,
     shape TEXT NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS tensors_by_pack ON tensors (pack);
+CREATE TABLE IF NOT EXISTS sketches (
+    sketch TEXT PRIMARY KEY, tensor TEXT NOT NULL REFERENCES tensors ON DELETE CASCADE) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sketches_by_tensor ON sketches (tensor);
 CREATE TABLE IF NOT EXISTS blobs (digest TEXT PRIMARY KEY, kind TEXT NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS models (
     digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, imported_s REAL NOT NULL, used_s REAL NOT NULL) WITHOUT ROWID;
@@ -32,6 +35,11 @@ CREATE TABLE IF NOT EXISTS model_tensors (
     model TEXT NOT NULL REFERENCES models ON DELETE CASCADE, tensor TEXT NOT NULL REFERENCES tensors,
     PRIMARY KEY (model, tensor)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS model_tensors_by_tensor ON model_tensors (tensor);
+CREATE TABLE IF NOT EXISTS package_files (
+    model TEXT NOT NULL REFERENCES models ON DELETE CASCADE, file TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    PRIMARY KEY (model, file)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS file_tensors (
+    tensor TEXT PRIMARY KEY, file TEXT NOT NULL, offset INTEGER NOT NULL, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS artifacts (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
@@ -56,6 +64,15 @@ class CatalogedModel:
     manifest: ModelManifest
     imported_s: float
     used_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SketchedTensor:
+    """A tensor that a sketch led to."""
+
+    digest: TensorDigest
+    place: TensorPlace
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +149,14 @@ class Catalog:
     def has_tensor(self, digest: TensorDigest) -> bool:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
 
+    def sketched(self, sketch: Digest) -> SketchedTensor | None:
+        """The tensor that was stored with this sketch (store/recognition.py)."""
+        statement = (
+            "SELECT t.digest, t.pack, t.offset, t.size_bytes FROM sketches s JOIN tensors t ON t.digest = s.tensor WHERE s.sketch = ?"
+        )
+        row = self._one(statement, sketch)
+        return SketchedTensor(TensorDigest(row[0]), TensorPlace(row[1], row[2]), row[3]) if row else None
+
     def touch(self, digest: ModelDigest, now_s: float) -> None:
         """Note that the model was loaded, so that disk eviction knows what is in use. A full disk is no reason to fail."""
         with suppress(sqlite3.OperationalError), self.transaction() as sql:
@@ -165,7 +190,25 @@ class Catalog:
         return DiskUsage(models, total, distinct, packs[0] if packs else 0, (packs[1] if packs else 0) or 0, blobs)
 
     def disk_bytes(self) -> int:
-        return self._count("SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM packs) + (SELECT COALESCE(SUM(size_bytes), 0) FROM blobs)")
+        packs = self._count("SELECT (SELECT COALESCE(SUM(size_bytes), 0) FROM packs) + (SELECT COALESCE(SUM(size_bytes), 0) FROM blobs)")
+        return packs + self._count("SELECT SUM(size_bytes) FROM (SELECT DISTINCT file, size_bytes FROM package_files)")
+
+    def file_digests(self) -> set[Digest]:
+        """The files that some package holds."""
+        return {Digest(row[0]) for row in self._connection().execute("SELECT DISTINCT file FROM package_files")}
+
+    def package_digests(self) -> set[ModelDigest]:
+        """The models that have a folder of files."""
+        return {ModelDigest(row[0]) for row in self._connection().execute("SELECT DISTINCT model FROM package_files")}
+
+    def file_with_tensor(self, tensor: Digest) -> tuple[Digest, int] | None:
+        """A file of weights on this machine that holds these bytes, and where in it."""
+        row = self._one("SELECT file, offset FROM file_tensors WHERE tensor = ?", tensor)
+        return (Digest(row[0]), row[1]) if row else None
+
+    def tensor_bytes_in(self, file: Digest) -> int:
+        """Bytes of the tensors that others find in this file."""
+        return self._count_of("SELECT SUM(size_bytes) FROM file_tensors WHERE file = ?", file)
 
     def pack_sizes(self) -> dict[str, int]:
         return dict(self._connection().execute("SELECT id, size_bytes FROM packs"))
@@ -185,7 +228,10 @@ class Catalog:
         return row
 
     def _count(self, statement: str) -> int:
-        row = self._one(statement)
+        return self._count_of(statement)
+
+    def _count_of(self, statement: str, *values: object) -> int:
+        row = self._one(statement, *values)
         return int(row[0]) if row and row[0] is not None else 0
 
     def _connection(self) -> sqlite3.Connection:
@@ -217,14 +263,22 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
     sql.execute("INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, orjson.dumps(asdict(manifest)), now_s, now_s))
     rows = [(manifest.digest, tensor) for tensor in manifest.distinct_tensors]
     sql.executemany("INSERT OR IGNORE INTO model_tensors VALUES (?, ?)", rows)
+    files = [(manifest.digest, file.digest, file.size_bytes) for file in manifest.files]
+    sql.executemany("INSERT OR IGNORE INTO package_files VALUES (?, ?, ?)", files)
+
+
+def insert_file_tensors(sql: sqlite3.Connection, rows: Iterable[tuple[str, str, int, int]]) -> None:
+    """Tensor, file, offset and size in bytes. A tensor that another file holds already stays there."""
+    sql.executemany("INSERT OR IGNORE INTO file_tensors VALUES (?, ?, ?, ?)", rows)
 
 
 def _manifest_from_json(text: bytes) -> ModelManifest:
     fields = orjson.loads(text)
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
     notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
+    files = tuple(PackageFile(**file) for file in fields.pop("files", ()))
     task, generation = Task(fields.pop("task", Task.EMBEDDING)), _generation(fields.pop("generation", None))
-    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, generation=generation, **fields)
+    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, generation=generation, files=files, **fields)
 
 
 def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:

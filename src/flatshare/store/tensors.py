@@ -3,6 +3,7 @@
     store/catalog.db        what lies where (catalog.py)
     store/packs/ID.pack     the tensors that one import brought new, large ones page-aligned
     store/blobs/DIGEST      graphs and tokenizers
+    store/files, packages, environments     models that are served from their own files (packages.py)
     store/incoming/         artifacts on their way in
     store/import.lock       held by the one import that writes; the kernel lets go of it when the importer dies
 
@@ -15,8 +16,8 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
@@ -28,6 +29,8 @@ from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.spec import Dtype, ModelManifest, StoredModel, TensorSpec
 from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack, layout_of
+from flatshare.store.packages import PackageArea, removed
+from flatshare.store.recognition import Recognizer, sketch_of
 
 PAGE = 4096
 _SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
@@ -62,6 +65,7 @@ class TensorStore:
         self.incoming_dir = folder / "incoming"
         for directory in (self.packs_dir, self.blobs_dir, self.incoming_dir):
             directory.mkdir(parents=True, exist_ok=True)
+        self.packages = PackageArea(folder)
         self.catalog = Catalog(folder / "catalog.db")
 
     def stored(self, digest: ModelDigest) -> StoredModel | None:
@@ -72,9 +76,8 @@ class TensorStore:
         places = self.catalog.places(digest)
         if len(places) != len(manifest.distinct_tensors):  # it was collected between the two reads
             return None
-        return StoredModel(
-            manifest, places, str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer)), str(self.packs_dir)
-        )
+        graph, tokenizer = str(self.blob_path(manifest.graph)), str(self.blob_path(manifest.tokenizer))
+        return StoredModel(manifest, places, graph, tokenizer, str(self.packs_dir), str(self.packages.package_path(digest)))
 
     def blob_path(self, digest: Digest) -> Path:
         return self.blobs_dir / digest
@@ -103,7 +106,7 @@ class TensorStore:
             known = self.catalog.pack_sizes()
             lost = [pack for pack, size in known.items() if _size(self.pack_path(pack)) != size]
             lost_blobs = [digest for digest in self.catalog.blob_digests() if not self.blob_path(digest).exists()]
-            dropped = self._drop_models_that_lost(lost, lost_blobs)
+            dropped = self._drop_models_that_lost(lost, lost_blobs, self.packages.lost(self.catalog))
             self.catalog.forget_refusals()
         return RepairReport(tuple(path.name for path in removed), tuple(lost), tuple(dropped))
 
@@ -119,6 +122,7 @@ class TensorStore:
                 models = sql.execute("DELETE FROM models WHERE digest NOT IN (SELECT model FROM artifacts)").rowcount
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
+                sql.execute("DELETE FROM file_tensors WHERE file NOT IN (SELECT file FROM package_files)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
             self._remove_strays()  # first, so that there is room on a full disk for what is written anew
@@ -136,7 +140,7 @@ class TensorStore:
         """Forget a rotten pack and the models that lived in it; they are imported anew when asked for."""
         with self._lock():
             dropped = self._drop_models_that_lost([pack], [])
-            _removed(self.pack_path(pack))
+            removed(self.pack_path(pack))
             return dropped
 
     def _is_sound(self, pack: str) -> bool:
@@ -151,9 +155,9 @@ class TensorStore:
                     return False
         return True
 
-    def _drop_models_that_lost(self, packs: list[str], blobs: list[Digest]) -> list[ModelDigest]:
+    def _drop_models_that_lost(self, packs: list[str], blobs: list[Digest], folders: Iterable[ModelDigest] = ()) -> list[ModelDigest]:
         with self.catalog.transaction() as sql:
-            lost: set[str] = set()
+            lost: set[str] = set(folders)
             for pack in packs:
                 lost.update(
                     r[0]
@@ -205,7 +209,8 @@ class TensorStore:
         packs, blobs = self.catalog.pack_sizes(), self.catalog.blob_digests()
         strays = [path for path in self.packs_dir.iterdir() if path.suffix != ".pack" or path.stem not in packs]
         strays += [path for path in self.blobs_dir.iterdir() if path.name not in blobs]
-        return [path for path in strays if _removed(path)]
+        strays += self.packages.strays(self.catalog)
+        return [path for path in strays if removed(path)]
 
     @contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -235,6 +240,8 @@ class StoreWriter:
         self._written: list[tuple[TensorSpec, int]] = []
         self._blobs: list[tuple[Digest, str, int]] = []
         self._has_new_blob = False
+        self._recognizer = Recognizer(store.catalog, store.packs_dir)
+        self._sketches: list[tuple[Digest, TensorDigest]] = []
 
     @property
     def new_bytes(self) -> int:
@@ -244,11 +251,15 @@ class StoreWriter:
     def add_tensor(self, name: str, array: NDArray[np.float32] | NDArray[np.int8]) -> TensorSpec:
         """Store the tensor unless it is known, and return it with its digest: sha256 over type, shape and little-endian bytes."""
         dtype: Dtype = "I8" if array.dtype == np.int8 else "F32"
-        data = np.ascontiguousarray(array, dtype="i1" if dtype == "I8" else "<f4").reshape(-1).view(np.uint8).data
-        unnamed = TensorSpec(name, TensorDigest(""), tuple(array.shape), data.nbytes, dtype)
-        tensor = replace(unnamed, digest=(digest := _hashed(layout_of(unnamed), data)))
-        if digest not in self._digests and not self._store.catalog.has_tensor(digest):
-            self.append(tensor, data)
+        values = np.ascontiguousarray(array, dtype="i1" if dtype == "I8" else "<f4").reshape(-1).view(np.uint8)
+        unnamed = TensorSpec(name, TensorDigest(""), tuple(array.shape), values.nbytes, dtype)
+        sketch = sketch_of(layout_of(unnamed), values) if values.nbytes % 4 == 0 else None
+        known = self._recognizer.known(sketch, (values.nbytes // 4,), values) if sketch else None
+        tensor = replace(unnamed, digest=(digest := known or _hashed(layout_of(unnamed), values.data)))
+        if known is None and digest not in self._digests and not self._store.catalog.has_tensor(digest):
+            self.append(tensor, values.data)
+            if sketch:
+                self._sketches.append((sketch, digest))
         return tensor
 
     def append(self, tensor: TensorSpec, data: bytes | memoryview) -> None:
@@ -280,6 +291,7 @@ class StoreWriter:
         with self._store.catalog.transaction() as sql:
             for pack, size, tensors in packs:
                 insert_pack(sql, pack, size, tensors)
+            sql.executemany("INSERT OR IGNORE INTO sketches VALUES (?, ?)", self._sketches)
             sql.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)", self._blobs)
             insert_model(sql, manifest, time.time())
             sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, manifest.digest))
@@ -304,7 +316,7 @@ class StoreWriter:
         """Remove what was not committed. Does nothing after a commit."""
         self._pack.close()
         for path in self._uncommitted:
-            _removed(path)
+            removed(path)
 
 
 class _LazyFile:
@@ -365,11 +377,3 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except FileNotFoundError:
         return None
-
-
-def _removed(path: Path) -> bool:
-    """Delete the file; False if there was none."""
-    with suppress(FileNotFoundError):
-        path.unlink()
-        return True
-    return False

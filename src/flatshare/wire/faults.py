@@ -79,7 +79,9 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.DiskFull: _Row(runtime=_UNAVAILABLE, container=507, v2=_V2_AGAIN),
     errors.InstanceGone: _Row(runtime=_UNAVAILABLE, v2=_V2_AGAIN),
     errors.InstanceHung: _Row(v2=_V2_LATE),
-    errors.ModelFailed: _Row(runtime=_MODEL_ERROR, container=500, v2=_V2_INTERNAL),
+    errors.ModelFailed: _Row(runtime=_MODEL_ERROR, container=400, v2=_V2_INTERNAL),  # 400: as Triton answers in its SageMaker mode
+    errors.WorkerDied: _Row(runtime=_MODEL_ERROR, container=500),
+    errors.Quarantined: _Row(runtime=_MODEL_ERROR, container=503, v2=_V2_AGAIN),
     errors.TooSlow: _Row(runtime=_MODEL_ERROR, container=500, v2=_V2_LATE),
 }
 

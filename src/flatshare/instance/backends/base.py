@@ -2,7 +2,7 @@
 
 import threading
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.signature import Signature
@@ -29,6 +29,27 @@ class LoadedModel(Protocol):
 
     def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
         """Answer a call that its signature admits. Raises BadInput, and Abandoned soon after `stop` is set."""
+
+
+@runtime_checkable
+class RemoteModel(Protocol):
+    """A model that runs in other processes: asked on the event loop, no engine thread waits for it."""
+
+    signature: Signature
+
+    async def infer(self, call: InferCall) -> InferResult:
+        """As `LoadedModel.run`."""
+
+    async def close(self) -> None:
+        """Unload it; its memory is free when this returns."""
+
+
+@runtime_checkable
+class RemoteBackend(Protocol):
+    """An engine whose models may take their time to load, or hang: no loader thread waits for them."""
+
+    async def load_remote(self, stored: StoredModel) -> "RemoteModel | None":
+        """None: this model is loaded by `load`, on a thread."""
 
 
 class Backend(Protocol):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
+from flatshare.instance.backends.base import Backend, Footprint, LoadedModel, RemoteBackend, RemoteModel
 
 
 class Engines:
@@ -17,6 +17,10 @@ class Engines:
 
     def load(self, stored: StoredModel) -> LoadedModel:
         return self._engines[stored.manifest.backend].load(stored)
+
+    async def load_remote(self, stored: StoredModel) -> RemoteModel | None:
+        engine = self._engines[stored.manifest.backend]
+        return await engine.load_remote(stored) if isinstance(engine, RemoteBackend) else None
 
     def shrink(self) -> None:
         for engine in self._engines.values():

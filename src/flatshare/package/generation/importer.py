@@ -34,7 +34,7 @@ def is_generating(path: Path, limits: StoreLimits) -> bool:
     config = folder.required_json("config.json")
     kind, classes = config.get("model_type"), config.get("architectures")
     is_classifier = isinstance(classes, list) and any(str(name).endswith(("Classification", "EncoderModel")) for name in classes)
-    return kind in {*T5_TYPES, *LLAMA_TYPES} and not is_classifier
+    return isinstance(kind, str) and kind in {*T5_TYPES, *LLAMA_TYPES} and not is_classifier
 
 
 def import_generating(store: TensorStore, path: Path, uri: ArtifactUri, version: str, limits: StoreLimits) -> tuple[ModelManifest, int]:

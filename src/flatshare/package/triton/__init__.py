@@ -1,0 +1,1 @@
+"""Triton model repositories: found, read, checked and put into the store as they are."""

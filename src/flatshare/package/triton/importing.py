@@ -1,0 +1,164 @@
+"""From an unpacked Triton repository to an immutable package in the store."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from flatshare.core.errors import BadPackage
+from flatshare.core.ids import ArtifactUri, Digest, ModelDigest
+from flatshare.core.repository import Repository, SharedTensor, Unit, to_json
+from flatshare.core.settings import StoreLimits
+from flatshare.core.spec import ModelManifest, PackageFile
+from flatshare.package.triton.code import code_digest, imported_packages, is_mapping
+from flatshare.package.triton.environment import PARAMETER, environment_file, unpack_environment
+from flatshare.package.triton.repository import FoundModel, FoundRepository, read_repository
+from flatshare.package.triton.sharing import SHARED, Sharing
+from flatshare.store.catalog import insert_file_tensors
+from flatshare.store.packages import StoredFile
+from flatshare.store.tensors import StoreWriter, TensorStore
+
+_WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryReport:
+    """What an import did."""
+
+    manifest: ModelManifest
+    new_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """The files of the repository in the store, and what its models share with earlier ones."""
+
+    files: tuple[StoredFile, ...]
+    sharing: Mapping[str, Sharing]
+    """By model."""
+    held: tuple[StoredFile, ...]
+    """Files of other packages, linked into this one."""
+
+    @property
+    def digests(self) -> dict[str, Digest]:
+        return {file.path: file.digest for file in self.files}
+
+
+def import_repository(store: TensorStore, folder: Path, uri: ArtifactUri, version: str, limits: StoreLimits) -> RepositoryReport:
+    """Store the repository's files as they are, with a description of its models, under the artifact's address.
+
+    Configs and ensembles are checked before the first byte is written; code is not run. Raises BadPackage, UnsupportedModel, DiskFull.
+    """
+    found = read_repository(folder, limits)
+    environments = {
+        name: environment_file(model.folder, model.config.parameters.get(PARAMETER, "")) for name, model in found.models.items()
+    }
+    paths = list(_files(folder, limits))
+    with store.writing() as writer:
+        before = store.catalog.disk_bytes()
+        placed = _place(store, folder, paths, found)
+        for path in filter(None, environments.values()):
+            unpack_environment(path, placed.digests[str(path.relative_to(folder.resolve()))], store.packages, limits)
+        repository = Repository(found.entry, tuple(_units(folder, found, placed, environments)))
+        manifest = _manifest(writer, repository, placed, found.notes, store)
+        store.packages.assemble(manifest.digest, (*placed.files, *placed.held))
+        writer.commit(manifest, uri, version)
+        with store.catalog.transaction() as sql:  # after the files have rows: what is found here must be there
+            insert_file_tensors(sql, (row for sharing in placed.sharing.values() for row in sharing.new))
+        return RepositoryReport(manifest, store.catalog.disk_bytes() - before)
+
+
+def _files(folder: Path, limits: StoreLimits) -> Iterator[Path]:
+    """Every file but hidden ones and what Python compiled. A link may not lead out of the folder."""
+    top, count = folder.resolve(), 0
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if any(part.startswith(".") or part == "__pycache__" for part in parts) or not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(top):
+            raise BadPackage(f"{path.relative_to(folder)} is a link that leads out of the repository: pack the file itself")
+        count += 1
+        if count > limits.max_files:
+            raise BadPackage(f"the repository holds more than {limits.max_files} files, the limit for one model")
+        yield path
+
+
+def _place(store: TensorStore, folder: Path, paths: list[Path], found: FoundRepository) -> _Placed:
+    files, taken = [], set[Digest]()
+    sharing = {name: Sharing(taken) for name in found.models}
+    for path in paths:
+        relative = path.relative_to(folder)
+        file = store.packages.add(path, str(relative))
+        files.append(file)
+        owner = next((model for model in found.models.values() if path.is_relative_to(model.folder)), None)
+        if owner is not None and path.suffix == _WEIGHTS:
+            sharing[owner.config.name].add(path, file, str(path.relative_to(owner.folder)), store.catalog)
+    held = []
+    for name, model in found.models.items():
+        for digest in sorted(sharing[name].held):
+            place = Path(model.folder.relative_to(folder), SHARED, f"{digest}{_WEIGHTS}")
+            held.append(StoredFile(str(place), digest, store.packages.file_path(digest).stat().st_size))
+    return _Placed(tuple(files), sharing, tuple(held))
+
+
+def _units(folder: Path, found: FoundRepository, placed: _Placed, environments: Mapping[str, Path | None]) -> Iterator[Unit]:
+    for name, model in found.models.items():
+        archive = environments[name]
+        environment = None if archive is None else placed.digests[str(archive.relative_to(folder.resolve()))]
+        for version in model.versions:
+            yield _unit(folder, model, version, environment, placed.sharing[name].shared())
+
+
+def _unit(
+    folder: Path, model: FoundModel, version: int, environment: Digest | None, shared: Mapping[str, Mapping[str, SharedTensor]]
+) -> Unit:
+    place = model.folder / str(version)
+    return Unit(
+        model=model.config.name,
+        version=version,
+        folder=str(model.folder.relative_to(folder)),
+        config=model.json,
+        code=code_digest(model.folder, version, model.config.backend, environment),
+        imports=imported_packages(model.folder, version, model.config.backend),
+        environment=environment,
+        weight_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
+        is_mapping=is_mapping(model.folder, version, model.config.backend),
+        shared=shared,
+    )
+
+
+def _manifest(writer: StoreWriter, repository: Repository, placed: _Placed, notes: tuple[str, ...], store: TensorStore) -> ModelManifest:
+    description = writer.add_blob("repository", to_json(repository))
+    files = (*(_package_file(file, placed, store) for file in placed.files), *(_held_file(file, store) for file in placed.held))
+    return ModelManifest(
+        digest=_identity(placed.files),
+        family="triton",
+        graph=description,
+        tokenizer=description,
+        tensors=(),
+        max_tokens=0,
+        width=0,
+        is_lowercased=False,
+        workspace_bytes=0,
+        notes=notes,
+        backend="triton",
+        files=files,
+    )
+
+
+def _package_file(file: StoredFile, placed: _Placed, store: TensorStore) -> PackageFile:
+    """Of weights, what later packages can find in this file is what is mapped of it."""
+    known = store.catalog.tensor_bytes_in(file.digest)
+    new = sum(row[3] for sharing in placed.sharing.values() for row in sharing.new if row[1] == file.digest)
+    return PackageFile(file.path, file.digest, file.size_bytes, known + new if file.path.endswith(_WEIGHTS) else 0)
+
+
+def _held_file(file: StoredFile, store: TensorStore) -> PackageFile:
+    return PackageFile(file.path, file.digest, file.size_bytes, store.catalog.tensor_bytes_in(file.digest))
+
+
+def _identity(files: tuple[StoredFile, ...]) -> ModelDigest:
+    """sha256 over every file by path: whatever is in the repository may decide the answer."""
+    return ModelDigest(hashlib.sha256(orjson.dumps(["triton", *([file.path, file.digest] for file in files)])).hexdigest())

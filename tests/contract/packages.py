@@ -1,0 +1,32 @@
+"""Small Triton packages, written as text: a config and a model."""
+
+from pathlib import Path
+from textwrap import dedent
+
+DOUBLE = """
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            found = [pb_utils.get_input_tensor_by_name(request, "A").as_numpy() for request in requests]
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("B", values * 2)]) for values in found]
+"""
+
+
+def config(*, inputs: str = "A TYPE_FP32 -1", outputs: str = "B TYPE_FP32 -1", more: str = 'backend: "python" max_batch_size: 4') -> str:
+    """`inputs` and `outputs` as `NAME TYPE dims`, several by commas."""
+    lines = [more]
+    for kind, tensors in (("input", inputs), ("output", outputs)):
+        for one in filter(None, tensors.split(",")):
+            name, data_type, *dims = one.split()
+            lines.append(f'{kind} [{{ name: "{name}" data_type: {data_type} dims: [{", ".join(dims)}] }}]')
+    return "\n".join(lines)
+
+
+def write_model(folder: Path, code: str = DOUBLE, settings: str | None = None, version: int = 1) -> Path:
+    """One Python model in a repository of its own: `folder` holds the model's folder, named like it."""
+    model = folder / folder.name
+    (model / str(version)).mkdir(parents=True)
+    (model / "config.pbtxt").write_text(config() if settings is None else settings)
+    (model / str(version) / "model.py").write_text(dedent(code))
+    return folder
