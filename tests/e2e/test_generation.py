@@ -1,14 +1,17 @@
 """Models that write, behind a real server, called by boto3 and curl."""
 
 import http.client
+import queue
 import shutil
 import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
+import tritonclient.grpc as triton_grpc
 from botocore.exceptions import ClientError
 
 from flatshare.bench.server import RunningServer
@@ -77,6 +80,30 @@ def test_v2_and_a_conversation_are_answered(writing: Endpoint) -> None:
     assert texts == call(writing, "acme/reply", inputs=TEXT, parameters={"max_tokens": 10})["texts"]
     talk = call(writing, "acme/chat", messages=[{"role": "user", "content": "help"}], parameters={"max_tokens": 10, "stop": ["zz", "q"]})
     assert talk["texts"] == call(writing, "acme/chat", inputs="!user: help\nanswer: ", parameters={"max_tokens": 10, "stop": "q"})["texts"]
+
+
+def test_tritonclient_reads_what_is_written_as_it_comes(writing: Endpoint) -> None:
+    whole = call(writing, "acme/reply", inputs=TEXT, parameters={"max_tokens": 12})["texts"][0]
+    answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+    prompt = triton_grpc.InferInput("text", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([TEXT.encode()], object))
+    with triton_grpc.InferenceServerClient(writing.server.grpc_address) as client:
+        client.start_stream(callback=lambda result, error: answers.put((result, error)))
+        client.async_stream_infer(f"{writing.name}/acme/reply", [prompt], request_id="one", parameters={"max_tokens": 12})
+        client.async_stream_infer(f"{writing.name}/acme/reply", [prompt], request_id="two", parameters={"stop": ""})
+        pieces, last = [], None
+        while last is None:
+            result, error = answers.get(timeout=30)
+            assert error is None
+            response = result.get_response()
+            assert response.id == "one"
+            if response.parameters["triton_final_response"].bool_param:
+                last = result
+            else:
+                pieces.append(result.as_numpy("text")[0].decode())
+        assert len(pieces) > 2
+        assert "".join(pieces) == whole == last.as_numpy("complete_text")[0].decode()
+        assert "an empty one would stop at once" in str(answers.get(timeout=30)[1])
 
 
 def test_an_error_before_the_first_part_is_an_ordinary_error(writing: Endpoint) -> None:

@@ -39,15 +39,15 @@ class HeldParts:
                 ended()
 
 
-class FramedParts:
-    """Parts as event-stream frames, each of whole lines. An end before the end becomes the exception that AWS's clients know."""
+class WholeLines:
+    """Parts that end where a line ends, but for the last."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._held = b""
         self._has_ended = False
 
-    def __aiter__(self) -> "FramedParts":
+    def __aiter__(self) -> "WholeLines":
         return self
 
     async def __anext__(self) -> bytes:
@@ -60,10 +60,29 @@ class FramedParts:
                 end = self._held.rfind(b"\n") + 1
             except StopAsyncIteration:
                 self._has_ended, end = True, len(self._held)
-            except FlatshareError as error:
-                self._has_ended = True
-                return eventstream.internal_stream_failure(str(error))
             lines, self._held = self._held[:end], self._held[end:]
+        return lines
+
+
+class FramedParts:
+    """Parts as event-stream frames, each of whole lines. An end before the end becomes the exception that AWS's clients know."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._lines = WholeLines(parts)
+        self._has_ended = False
+
+    def __aiter__(self) -> "FramedParts":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._has_ended:
+            raise StopAsyncIteration
+        try:
+            lines = await self._lines.__anext__()
+        except FlatshareError as error:
+            self._has_ended = True
+            return eventstream.internal_stream_failure(str(error))
         if lines.startswith(_ERROR_LINE):
             self._has_ended = True
             return _failure(lines)
