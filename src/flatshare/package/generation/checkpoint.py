@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -79,6 +78,8 @@ def chat_template_of(folder: Folder) -> str | None:
 
 
 def checked_template(template: str) -> str:
+    import jinja2  # noqa: PLC0415  # 2 MB of modules that only chat models need
+
     if len(template) > _MAX_TEMPLATE_CHARACTERS:
         raise BadPackage(f"the chat template has {len(template)} characters: at most {_MAX_TEMPLATE_CHARACTERS} are accepted")
     try:

@@ -16,7 +16,6 @@ from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import LLAMA_TYPES, T5_TYPES, GenerationCheckpoint, Source
 from flatshare.package.generation.compact import compact_source
-from flatshare.package.generation.gguf import read_gguf
 from flatshare.package.generation.llama import read_llama
 from flatshare.package.generation.t5 import read_t5
 from flatshare.package.weight_files import read_weights
@@ -61,6 +60,8 @@ def read_generating(path: Path, limits: StoreLimits) -> GenerationCheckpoint:
         files = _gguf_files(path)
         if len(files) != 1:
             raise BadPackage(f"{len(files)} GGUF files in one package: leave the one that is to be served")
+        from flatshare.package.generation.gguf import read_gguf  # noqa: PLC0415  # 4 MB of modules that few imports need
+
         return read_gguf(files[0], folder)
     config = Config(folder.required_json("config.json"))
     tensors = read_weights(folder, folder, ()).all()

@@ -8,7 +8,7 @@ from flatshare.core.errors import Abandoned, BadInput
 from flatshare.core.generation import Decoding, Generated, Piece
 from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.core.spec import GenerationSpec
-from flatshare.instance.backends.generate import chat, prompts, writing
+from flatshare.instance.backends.generate import prompts, writing
 from flatshare.instance.backends.generate.job import Job, Listener
 from flatshare.instance.backends.generate.network import Network
 from flatshare.instance.backends.generate.stepper import Stepper
@@ -75,6 +75,8 @@ class GeneratingModel:
         if "messages" in call.inputs:
             if "text" in call.inputs:
                 raise BadInput("send either 'text' or 'messages'")
+            from flatshare.instance.backends.generate import chat  # noqa: PLC0415  # its template engine is 2 MB of private memory
+
             return [chat.render(self._spec, chat.parse_messages(text)) for text in call.inputs["messages"].texts()]
         if "text" not in call.inputs:
             raise BadInput("send 'text', one prompt or several, or 'messages', a conversation")
