@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "control": {*_BASE, "policy", "client"},
     "planner": {*_BASE, "policy"},
     "dashboard": {*_BASE},
+    "release": {*_BASE, "policy", "client", "store", "package"},
     "bench": ALL - {"gateway", "control", "build", "cli"},
     "build": ALL - {"cli", "bench"},
     "cli": ALL,

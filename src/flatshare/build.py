@@ -15,6 +15,7 @@ from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings
 from flatshare.core.state import Routes
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2 import OpenInference
 from flatshare.gateway.doors.v2_http import V2HttpDoor
@@ -127,7 +128,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Listening], None])
     `on_ready` is called once calls are answered. Health is answered before that, and all other calls wait for it.
     """
     house = _Gateway(settings)
-    control = Control(settings.control, settings.fleet, driver=LocalDriver(settings.fleet), clock=SystemClock(), publish=house.publish)
+    control = _control(settings, house)
     servers = _Servers(settings, house, control)
     stop_on_signals(servers.stop)
     listening = await servers.listen()  # before anything is started that would have to be stopped
@@ -145,6 +146,7 @@ async def serve(settings: ServerSettings, on_ready: Callable[[Listening], None])
     finally:
         servers.stop()
         await running
+        await house.routes.versions.close()
         await house.shadows.close()
         await control.close()
         house.routes.close()
@@ -182,7 +184,8 @@ class _Servers:
         core = OpenInference(house.invoker, names, house.status, house.metrics, house.readiness, house.entry)
         runtime = SageMakerDoor(house.invoker, house.routes, gateway, region=settings.control.region, account=settings.control.account)
         open_inference = V2HttpDoor(core, gateway)
-        door = FrontDoor(runtime, open_inference, control.handle, house.status, house.metrics, house.readiness, house.entry)
+        open_ai = OpenAIDoor(house.invoker, house.routes, house.entry, gateway)
+        door = FrontDoor(runtime, open_inference, open_ai, control.handle, house.status, house.metrics, house.readiness, house.entry)
         self._http = HandlerServer(door.handle, Bounds(max_body_bytes=gateway.max_body_bytes), drain_s=gateway.drain_s)
         self._rpc = None if gateway.grpc_port is None else _rpc_server(gateway, core)
 
@@ -212,6 +215,20 @@ def _rpc_server(gateway: GatewaySettings, core: OpenInference) -> "RpcServer":
 
     services = (V2GrpcDoor(core).service,)
     return RpcServer(services, max_body_bytes=gateway.max_body_bytes, drain_s=gateway.drain_s, max_calls=2 * gateway.max_in_flight)
+
+
+def _control(settings: ServerSettings, house: _Gateway) -> Control:
+    """It fills the table that requests are routed by, and is told by that when a canary fails."""
+    control = Control(
+        settings.control,
+        settings.fleet,
+        driver=LocalDriver(settings.fleet),
+        clock=SystemClock(),
+        publish=house.publish,
+        publish_releases=house.routes.versions.replace,
+    )
+    house.routes.versions.end_canary = control.releases.end_canary
+    return control
 
 
 def _entry(settings: ServerSettings, metrics: GatewayMetrics) -> Entry:

@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
-from tests.contract.triton_server import triton_server
+from tests.contract.triton_server import running_triton
 
 TARGET = "X-Amzn-SageMaker-Target-Model"
 _PORT = re.compile(rb'"event": ?"instance_listens".*"port": ?(\d+)|"port": ?(\d+).*"instance_listens"')
@@ -104,7 +104,7 @@ def _drain(stream: Any, log: Path) -> None:
 
 @contextmanager
 def real_triton(folder: Path) -> Iterator[ContainerServer]:
-    with triton_server(folder) as server:
+    with running_triton(folder) as server:
         yield ContainerServer("triton", server.sagemaker_port, server.pid)
 
 

@@ -1,124 +1,26 @@
-"""Real NVIDIA Triton out of the nvidia-pytriton wheel, in a virtual environment of its own (`make .stamps/triton`), on free ports."""
+"""Where the tests find real Triton, and the backends that they give it."""
 
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import sysconfig
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flatshare.bench.triton_peer import TritonServer, triton_files, triton_server
+
 VENV = Path(os.environ.get("FLATSHARE_TRITON_VENV", Path(__file__).parents[2] / ".venv-triton"))
-_HERE = Path(__file__).parent
-_START_S = 60
+_BACKENDS = Path(__file__).parent / "backends"
 
 
-@dataclass(frozen=True)
-class TritonServer:
-    """A running server. `pid` is tritonserver's; its Python models are its children."""
-
-    pid: int
-    sagemaker_port: int
-    http_port: int
-    grpc_port: int
-    log: Path
-
-
-def triton_or_skip() -> Path:
-    """The folder of the server's files."""
-    found = sorted(VENV.glob("lib/python*/site-packages/pytriton/tritonserver"))
-    if not found:
+def triton_or_skip() -> None:
+    if triton_files(VENV) is None:
         pytest.skip(f"no real Triton in {VENV}: run `make .stamps/triton`")
-    return found[0]
 
 
 @contextmanager
-def triton_server(folder: Path) -> Iterator[TritonServer]:
-    """Started without models, stopped whatever happens. Models of other backends than python run through the shims in `backends/`."""
-    files = triton_or_skip()
-    backends, repository = folder / "backends", folder / "empty"
-    repository.mkdir(parents=True)
-    _lay_out(files, backends)
-    ports = _free_ports(4)
-    log = folder / "triton.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(_command(files, repository, backends, ports), stdout=output, stderr=output, env=_environment(files))
-    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log)
-    try:
-        _wait_until_ready(process, server)
+def running_triton(folder: Path) -> Iterator[TritonServer]:
+    """Models of other backends than python run through the shims in `backends/`."""
+    others = {name: _BACKENDS / f"{name}_model.py" for name in ("onnxruntime", "pytorch")}
+    with triton_server(VENV, folder, others) as server:
         yield server
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _lay_out(files: Path, backends: Path) -> None:
-    """The stub belongs beside the backend, and onnxruntime and pytorch are backends written in Python."""
-    python = backends / "python"
-    shutil.copytree(files / "backends" / "python", python)
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = shutil.copy(files / "python_backend_stubs" / version / "triton_python_backend_stub", python)
-    Path(stub).chmod(0o755)
-    for name in ("onnxruntime", "pytorch"):
-        (backends / name).mkdir()
-        shutil.copy(_HERE / "backends" / f"{name}_model.py", backends / name / "model.py")
-
-
-def _command(files: Path, repository: Path, backends: Path, ports: list[int]) -> list[str]:
-    sagemaker, http, grpc, metrics = map(str, ports)
-    return [
-        str(files / "bin" / "tritonserver"), f"--model-repository={repository}", f"--backend-directory={backends}",
-        "--model-control-mode=explicit", "--http-address=127.0.0.1", f"--http-port={http}",
-        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
-        "--metrics-address=127.0.0.1", f"--metrics-port={metrics}", "--allow-gpu-metrics=false", "--allow-sagemaker=true",
-        f"--sagemaker-port={sagemaker}", "--backend-config=python,shm-default-byte-size=16777216",
-    ]  # fmt: skip
-
-
-def _environment(files: Path) -> dict[str, str]:
-    """Its models' Python is the one on PATH, which finds torch and onnxruntime by a .pth file (Makefile)."""
-    packages = files.parent.parent
-    libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    return os.environ | {
-        "LD_LIBRARY_PATH": libraries,
-        "PYTHONPATH": str(packages),
-        "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", server: TritonServer) -> None:
-    deadline = time.monotonic() + _START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"tritonserver ended with {process.returncode}: {server.log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.sagemaker_port}/ping", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.05)
-    raise RuntimeError(f"tritonserver was not ready within {_START_S} s")
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

@@ -72,7 +72,10 @@ def test_a_database_of_flatshare_0_1_keeps_what_it_has(database_url: str) -> Non
     old = Database(database_url)
     with opened(database_url) as database:  # makes the file or the schema; then back to how 0.1 left it
         database.write(
-            lambda c: [c.exec_driver_sql(f"DROP TABLE {t}") for t in ("models", "endpoint_configs", "endpoints", "tags", "schema_versions")]
+            lambda c: [
+                c.exec_driver_sql(f"DROP TABLE {t}")
+                for t in ("models", "endpoint_configs", "endpoints", "tags", "releases", "schema_versions")
+            ]
         )
         database.write(lambda c: [c.exec_driver_sql(statement) for statement in VERSION_0_1])
         database.write(lambda c: Rows(c).models.add(Definition("m", 2.0, {"a": 1})))

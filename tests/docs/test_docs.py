@@ -1,15 +1,20 @@
 """The docs say what is there: examples run, and names in them exist."""
 
 import re
+import shutil
+import subprocess
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from click import Group
 from click.testing import CliRunner
 
 from flatshare.bench import control as bench_control
+from flatshare.bench.protocols import TARGETS as PROTOCOL_TARGETS
 from flatshare.bench.story import TARGETS
 from flatshare.cli.main import commands
 from flatshare.core import errors, settings
@@ -91,3 +96,37 @@ def test_every_target_of_the_story_is_in_the_benchmark_table() -> None:
 def test_no_component_has_more_settings_than_a_reader_holds() -> None:
     sections = [kind for kind in vars(settings).values() if isinstance(kind, type) and hasattr(kind, "__dataclass_fields__")]
     assert {kind.__name__: len(fields(kind)) for kind in sections if len(fields(kind)) > 12} == {}
+
+
+@pytest.mark.slow
+def test_the_examples_of_open_inference_run(tmp_path: Path) -> None:
+    page = (ROOT / "docs/open-inference.md").read_text()
+    write_checkpoint(tmp_path / "models/acme/query", 1)
+    with serving(tmp_path / "data") as server:
+        deploy(server, "embeddings", tmp_path / "models")
+        assert server.grpc_address is not None
+        [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        names: dict[str, Any] = {}
+        exec(example.replace("127.0.0.1:8001", server.grpc_address), names)  # our own page
+        names["client"].close()
+        if shutil.which("curl") is None:
+            return
+        [command] = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+        script = command.replace("http://127.0.0.1:8080", server.url)
+        done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, timeout=60)
+    vector = orjson.loads(done.stdout)["outputs"][0]["data"]
+    np.testing.assert_allclose(names["vectors"][0], vector, atol=1e-5)
+
+
+def test_every_status_of_open_inference_is_on_its_page() -> None:
+    page = (ROOT / "docs/open-inference.md").read_text()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FlatshareError)]
+    found = {faults.v2_fault(kind("x")) for kind in kinds}
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    missing = {f for f in found if not any(str(f.status) in row and f.grpc in row for row in rows)}
+    assert missing == set()
+
+
+def test_every_target_of_the_protocols_is_in_the_benchmark_table() -> None:
+    table = (ROOT / "docs/benchmarks.md").read_text()
+    assert [key for key in PROTOCOL_TARGETS if f"`{key}`" not in table] == []

@@ -157,8 +157,8 @@ BODIES = {
     "inputs that are a number": (b'{"inputs": 1}', "a list of at least one text"),
     "inputs that are empty": (b'{"inputs": []}', "at least one text"),
     "a number among the texts": (b'{"inputs": ["hello", 1]}', "a list of at least one text"),
-    "5,000 texts": (orjson.dumps({"inputs": ["hello"] * 5000}), "5000 texts in one call: 1 to 4096 are accepted"),
-    "5,000 texts in a tensor": (_tensor(shape=[5000], data=["hello"] * 5000), "5000 texts in one call: 1 to 4096 are accepted"),
+    "5,000 texts": (orjson.dumps({"inputs": ["hello"] * 5000}), "5000 texts in one call: at most 4096 are accepted"),
+    "5,000 texts in a tensor": (_tensor(shape=[5000], data=["hello"] * 5000), "5000 texts in one call: at most 4096 are accepted"),
     "another datatype": (_tensor(datatype="FP32", data=[1.0]), "no input 'text' FP32 [1]: it takes text BYTES [-1]"),
     "BYTES that are numbers": (_tensor(data=[1]), "its data must be texts"),
     "a shape that is not the data's": (_tensor(shape=[3]), "has 1 elements, its shape [3] says 3"),
@@ -327,8 +327,8 @@ BROKEN = {
     "weights of other sizes than the config's": Broken(
         _edited("config.json", intermediate_size=INTERMEDIATE * 2), "do not belong together"
     ),
-    "more layers than there are weights": Broken(_edited("config.json", num_hidden_layers=3), "lack the tensor 'encoder.layer.2"),
-    "a tensor too few": Broken(_in_checkpoint(_without_a_tensor), "lack the tensor 'encoder.layer.1.output.dense.weight'"),
+    "more layers than there are weights": Broken(_edited("config.json", num_hidden_layers=3), "lacks the tensor 'encoder.layer.2"),
+    "a tensor too few": Broken(_in_checkpoint(_without_a_tensor), "lacks the tensor 'encoder.layer.1.output.dense.weight'"),
     "a vocabulary beyond the embeddings": Broken(_in_checkpoint(_out_of_vocabulary), "tokenizer and weights do not belong together"),
     "a tokenizer that is not one": Broken(
         _in_checkpoint(lambda c: (c / "tokenizer.json").write_text("{}")), "tokenizer.json cannot be used"

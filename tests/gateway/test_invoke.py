@@ -13,6 +13,7 @@ from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.settings import GatewaySettings, SecuritySettings
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
 from flatshare.gateway.app import FrontDoor
+from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2 import OpenInference
 from flatshare.gateway.doors.v2_http import V2HttpDoor
@@ -69,7 +70,8 @@ async def gateway(
         readiness.start((), routes.routes, give_up_s=1.0)
         runtime = SageMakerDoor(invoker, routes, settings, region="r", account="123456789012")
         open_inference = OpenInference(invoker, ModelNames(routes, invoker), status, metrics, readiness, entry)
-        yield FrontDoor(runtime, V2HttpDoor(open_inference, settings), control, status, metrics, readiness, entry)
+        open_ai = OpenAIDoor(invoker, routes, entry, settings)
+        yield FrontDoor(runtime, V2HttpDoor(open_inference, settings), open_ai, control, status, metrics, readiness, entry)
         entry.close()
         await shadows.close()
         routes.close()

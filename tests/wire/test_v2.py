@@ -64,6 +64,11 @@ def test_a_json_tensor_arrives_as_it_was_sent_flat_or_nested(tensor: Tensor, is_
     require_equal(infer.parse("application/json", orjson.dumps({"inputs": answer["outputs"]})).call.inputs["x"], tensor)
 
 
+def test_the_largest_integers_beside_small_ones_stay_what_they_are() -> None:
+    body = orjson.dumps({"inputs": [{"name": "x", "datatype": "UINT64", "shape": [2], "data": [0, 2**64 - 1]}]})
+    assert infer.parse("application/json", body).call.inputs["x"].data.tolist() == [0, 2**64 - 1]
+
+
 def test_outputs_are_those_asked_for_in_that_order_and_each_in_its_form() -> None:
     result = InferResult(
         (Tensor.of("a", np.zeros(2, np.float32)), Tensor.of("b", np.ones(2, np.int8)), Tensor.of("c", np.ones(1, np.int8)))

@@ -1,8 +1,9 @@
-"""`flatshare bench protocols`: what each protocol adds to tokenise + run, on a real server, in one run."""
+"""`flatshare bench protocols`: what each protocol adds to tokenise + run, on a real server, in one run; and how long imports take."""
 
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,24 +13,26 @@ from typing import Any
 import numpy as np
 import orjson
 
+from flatshare.bench import imports
 from flatshare.bench.bare import BareEngine
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, invocation, running_server
 from flatshare.bench.story import ROOMY, Results, Steps, import_all
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
 
-TARGETS = {"v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8}
+TARGETS = {
+    "v2_http_added_p50_ms": 1.0, "v2_grpc_added_p50_ms": 1.0, "v2_http_binary_added_p50_ms": 0.8,
+    "import_90mb_s": 1.5, "register_1000_s": 30.0,
+}  # fmt: skip
 MODELS = 20
-CALLS = 600
-QUICK_CALLS = 60
 _SETTLING_TURNS = 2  # the first loads the models
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[str, str], Callable[[], object]]
 """From a target and a text to a call that is ready to be made: what a client does beforehand is not measured."""
 
 
-def run(folder: Path, calls: int, begin: Steps) -> dict[str, float]:
-    """Measure everything in `folder`, which should have 4 GB free."""
+def run(folder: Path, calls: int, heads: int, begin: Steps) -> dict[str, float]:
+    """Measure everything in `folder`, which should have 4 GB free: so many calls on each road, and so many heads on one trunk."""
     catalogue = tenants(MODELS // 2)
     prefix, data = folder / "models", folder / "data"
     step = begin("writing checkpoints", len(catalogue))
@@ -38,8 +41,14 @@ def run(folder: Path, calls: int, begin: Steps) -> dict[str, float]:
     results = Results()
     with running_server(data, prefix, ROOMY) as server:
         import_all(server, catalogue, begin)
+    with running_server(data, prefix, ROOMY) as server:  # another one, whose processes are those that serve: importers come and go
         step = begin("one caller, every protocol in turn", calls + _SETTLING_TURNS * MODELS)
         _added(server, BareEngine(data / "store", prefix), catalogue, calls, results, step)
+    step = begin("importing a checkpoint, registering heads", 2)
+    results.put("import_90mb_s", imports.import_90mb_s())
+    step()
+    results.put(f"register_{heads}_s", imports.register_1000_s(heads), 1)
+    step()
     return results.values
 
 
@@ -51,20 +60,38 @@ def _added(
         roads = _roads(server, stack)
         engine: list[float] = []
         series: dict[str, list[float]] = {name: [] for name in roads}
+        cpu_s = dict.fromkeys(roads, 0.0)
         for turn in range(_SETTLING_TURNS + -(-calls // len(models))):
             work = [(tenant.target, text_of(30, turn * len(models) + index)) for index, tenant in enumerate(models)]
             took = [bare.run_s(target, text) for target, text in work]
-            turns = {name: [_timed(call) for call in [road(*item) for item in work]] for name, road in roads.items()}
+            turns = {name: _turn(server, [road(*item) for item in work]) for name, road in roads.items()}
             if turn >= _SETTLING_TURNS:
                 engine += took
-                for name, seconds in turns.items():
-                    series[name] += seconds
+                for name, one in turns.items():
+                    series[name] += one.seconds
+                    cpu_s[name] += one.server_cpu_s
             for _ in models:
                 progress()
     results.put("engine_p50_ms", 1e3 * median(engine))
     for name, seconds in series.items():
         results.put(f"{name}_added_p50_ms", 1e3 * median([s - e for s, e in zip(seconds, engine, strict=True)]), 3)
         results.put(f"{name}_added_p99_ms", 1e3 * (percentile(seconds, 0.99) - percentile(engine, 0.99)), 3)
+        results.put(f"{name}_server_cpu_ms", 1e3 * cpu_s[name] / len(seconds), 3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One call to each model by one road."""
+
+    seconds: list[float]
+    server_cpu_s: float
+    """Of all processes of the server. It says what a road costs on a machine that is too busy for latencies, too."""
+
+
+def _turn(server: RunningServer, calls: list[Callable[[], object]]) -> _Turn:
+    before_s = server.cpu_seconds()
+    seconds = [_timed(call) for call in calls]
+    return _Turn(seconds, server.cpu_seconds() - before_s)
 
 
 def _roads(server: RunningServer, stack: ExitStack) -> dict[str, Call]:

@@ -72,6 +72,32 @@ def auth(json_file: Path | None, work: Path | None, quick: bool) -> None:
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
 @click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
+def protocols(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """What InvokeEndpoint, Open Inference over HTTP (JSON, binary) and gRPC add to the bare engine; and how long imports take.
+
+    Takes three minutes and 6 GB of disk. NVIDIA's clients are measured too if tritonclient[grpc,http] is installed.
+
+    \b
+    Example:
+      flatshare bench protocols --json protocols.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.protocols import TARGETS, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 6_000_000_000)
+        results = run(folder, 60 if quick else 600, 100 if quick else 1000, begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench protocols"))
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
 def complete(json_file: Path | None, work: Path | None, quick: bool) -> None:
     """Completions by models of T5-small's size, beside transformers in a process per model. Takes four minutes and 8 GB of disk.
 
@@ -143,6 +169,68 @@ def control(json_file: Path | None, work: Path | None, quick: bool) -> None:
     if json_file is not None:
         json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
     console.print(_table(results, TARGETS | auth.TARGETS, "flatshare bench control", at_least=AT_LEAST))
+
+
+@bench.command()
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option(
+    "--triton-venv",
+    "venv",
+    default=".venv-triton",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Environment with nvidia-pytriton (make .stamps/triton).",
+)
+@click.option("--quick", is_flag=True, help="Fewer models and samples: to try it out, not to quote.")
+def packages(json_file: Path | None, work: Path | None, venv: Path, quick: bool) -> None:
+    """Models with Python code of their own, here and on real Triton, in turns: memory, cold start, latency, throughput.
+
+    Twenty models of 292 MB: takes ten minutes, 13 GB of disk and 16 GB of memory.
+
+    \b
+    Example:
+      flatshare bench packages --json packages.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.packages import AT_MOST, QUICK, TARGETS, Scale, run
+    from flatshare.bench.triton_peer import triton_files
+
+    if triton_files(venv) is None:
+        raise click.ClickException(f"no real Triton in {venv}: run `make .stamps/triton`, or say --triton-venv")
+    on, scale = machine.describe(), QUICK if quick else Scale()
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, scale.models * 650_000_000)
+        results = run(folder, venv.absolute(), scale, begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench packages", at_least=TARGETS.keys() - AT_MOST))
+
+
+@bench.command(name="deploy")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@click.option("--quick", is_flag=True, help="A few packages and switches: to try it out, not to quote.")
+def bench_deploy(json_file: Path | None, work: Path | None, quick: bool) -> None:
+    """Packaging and deploying models of 90 MB, switching versions under load, and what the API layer adds to boto3.
+
+    Takes two minutes; needs the weights that `make demo` installs, and 3 GB of disk.
+
+    \b
+    Example:
+      flatshare bench deploy --json deploy.json
+    """
+    from flatshare.bench import machine
+    from flatshare.bench.deploy import QUICK, TARGETS, Scale, run
+
+    on = machine.describe()
+    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+    with _folder(work) as folder, steps() as begin:
+        _require_disk(folder, 3_000_000_000)
+        results = run(folder, QUICK if quick else Scale(), begin)
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, TARGETS, "flatshare bench deploy"))
 
 
 def _require_disk(folder: Path, needed_bytes: int) -> None:

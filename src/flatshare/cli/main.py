@@ -12,8 +12,14 @@ from flatshare.core.errors import FlatshareError
 
 _COMMANDS = {
     "serve": "flatshare.cli.serve",
+    "package": "flatshare.cli.package",
+    "code": "flatshare.cli.package",
     "deploy": "flatshare.cli.deploy",
+    "release": "flatshare.cli.release",
     "invoke": "flatshare.cli.deploy",
+    "warm": "flatshare.cli.warm",
+    "report": "flatshare.cli.warm",
+    "import": "flatshare.cli.migrate",
     "models": "flatshare.cli.models",
     "keys": "flatshare.cli.keys",
     "top": "flatshare.cli.top",
@@ -21,6 +27,7 @@ _COMMANDS = {
     "bench": "flatshare.cli.bench",
     "instance": "flatshare.cli.instance",
 }
+_ATTRIBUTES = {"import": "import_models"}  # a word of Python
 
 
 class _LazyGroup(click.Group):
@@ -30,7 +37,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # the base class names it
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name]), _ATTRIBUTES.get(cmd_name, cmd_name))
         return command
 
 

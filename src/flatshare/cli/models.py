@@ -52,13 +52,13 @@ def list_models(data_dir: Path, as_json: bool) -> None:
     if as_json:
         print_json([_as_record(model) for model in found])
         return
-    table = Table("artifact", "digest", "family", "width", "max tokens", "weights", "loaded", "notes")
+    table = Table("artifact", "digest", "family", "task", "width", "max tokens", "weights", "loaded", "notes")
     for model in found:
         manifest = model.manifest
         ago = f"{(time.time() - model.used_s) / 60:.0f} min ago"
         table.add_row(
-            escape("\n".join(model.uris)) or "-", manifest.digest[:12], manifest.family, str(manifest.width), str(manifest.max_tokens),
-            format_size(manifest.mapped_bytes), ago, escape("; ".join(manifest.notes)),
+            escape("\n".join(model.uris)) or "-", manifest.digest[:12], manifest.family, str(manifest.task), str(manifest.width),
+            str(manifest.max_tokens), format_size(manifest.mapped_bytes), ago, escape("; ".join(manifest.notes)),
         )  # fmt: skip
     console.print(table)
 
@@ -154,6 +154,7 @@ def _as_record(model: Any) -> dict[str, Any]:
         "artifacts": model.uris,
         "digest": manifest.digest,
         "family": manifest.family,
+        "task": manifest.task,
         "width": manifest.width,
         "max_tokens": manifest.max_tokens,
         "mapped_bytes": manifest.mapped_bytes,

@@ -15,6 +15,8 @@ SERVICES = {
     "application-autoscaling": "AWS_ENDPOINT_URL_APPLICATION_AUTO_SCALING",
     "cloudwatch": "AWS_ENDPOINT_URL_CLOUDWATCH",
 }
+CONNECTIONS = 32
+"""Of a client for inference: so many calls at a time need not wait for each other."""
 
 
 def aws_client(service: str, url: str, *, region: str | None = None, connections: int = 10, key: AccessKey | None = None) -> Any:
@@ -23,11 +25,9 @@ def aws_client(service: str, url: str, *, region: str | None = None, connections
     It signs with `key`, or with the AWS credentials of the environment; without any, with a placeholder, which a server that asks for
     authentication refuses.
     """
-    credentials: dict[str, Any] = {}
+    credentials = _placeholder_credentials()
     if key is not None:
         credentials = {"aws_access_key_id": key.principal.key_id, "aws_secret_access_key": key.secret}
-    elif not os.environ.get("AWS_ACCESS_KEY_ID") and boto3.Session().get_credentials() is None:
-        credentials = {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
     # 70 s: the server holds a cold request for 60. Legacy retries, since the standard mode does not retry ModelNotReadyException.
     config = Config(read_timeout=70, retries={"mode": "legacy", "max_attempts": 3}, max_pool_connections=connections)
     return boto3.client(service, endpoint_url=url, region_name=region or region_here(), config=config, **credentials)
@@ -36,6 +36,19 @@ def aws_client(service: str, url: str, *, region: str | None = None, connections
 def region_here() -> str:
     """What environment and profile say; a signature names its region."""
     return boto3.Session().region_name or "us-east-1"
+
+
+def runtime_client(url: str | None, *, region: str | None = None) -> Any:
+    """A client for inference whose caller has a retry loop of its own, so boto3 makes one attempt. No url is AWS itself."""
+    config = Config(read_timeout=70, retries={"mode": "standard", "total_max_attempts": 1}, max_pool_connections=CONNECTIONS)
+    credentials = _placeholder_credentials() if url is not None else {}
+    return boto3.client("sagemaker-runtime", endpoint_url=url, region_name=region or region_here(), config=config, **credentials)
+
+
+def _placeholder_credentials() -> dict[str, Any]:
+    if os.environ.get("AWS_ACCESS_KEY_ID") or boto3.Session().get_credentials() is not None:
+        return {}
+    return {"aws_access_key_id": "flatshare", "aws_secret_access_key": "flatshare"}
 
 
 def sentence_of(error: Exception) -> str:

@@ -13,7 +13,23 @@ from flatshare.core.errors import BadInput
 
 ROLE = "arn:aws:iam::000000000000:role/flatshare"
 IMAGE = "flatshare/multi-model:latest"
-_PATIENCE = {"Delay": 0.1, "MaxAttempts": 1200}  # two minutes; a local endpoint is in service after half a second
+_MOVING = {"Creating", "Updating", "SystemUpdating", "RollingBack"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often to look, and how long. A local endpoint is in service after half a second."""
+
+    delay_s: float = 0.1
+    attempts: int = 1200
+
+    @property
+    def waiter(self) -> dict[str, float]:
+        """As boto3's waiters take it."""
+        return {"Delay": self.delay_s, "MaxAttempts": self.attempts}
+
+
+DEFAULT_PACE = Pace()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +41,26 @@ class EndpointPlan:
     """Where its models lie: `file:///folder/`, `s3://bucket/prefix/`."""
     instance_type: str = "ml.local"
     instance_count: int = 1
+    image: str = IMAGE
+    role: str = ROLE
+    pace: Pace = DEFAULT_PACE
 
 
 def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
     """Create model, endpoint configuration and endpoint under one name and wait until it is in service.
 
-    False if it was there already. An endpoint that failed to start can only be deleted, so it is made anew.
+    False if it was there already. An endpoint that failed to start can only be deleted, so it is made anew. Others may do the same
+    at the same time: whoever comes second waits for the first one's endpoint.
     """
     status = _endpoint_status(sagemaker, plan.name)
     if status == "Failed":
-        remove_endpoint(sagemaker, plan.name)
+        remove_endpoint(sagemaker, plan.name, plan.pace)
     elif status is not None:
+        if status in _MOVING:
+            sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig=plan.pace.waiter)
         return False
-    container = {"Image": IMAGE, "Mode": "MultiModel", "ModelDataUrl": plan.prefix}
-    _create(sagemaker.create_model, ModelName=plan.name, PrimaryContainer=container, ExecutionRoleArn=ROLE)
+    container = {"Image": plan.image, "Mode": "MultiModel", "ModelDataUrl": plan.prefix}
+    _create(sagemaker.create_model, ModelName=plan.name, PrimaryContainer=container, ExecutionRoleArn=plan.role)
     variant = {
         "VariantName": "AllTraffic",
         "ModelName": plan.name,
@@ -47,14 +69,14 @@ def ensure_endpoint(sagemaker: Any, plan: EndpointPlan) -> bool:
     }
     _create(sagemaker.create_endpoint_config, EndpointConfigName=plan.name, ProductionVariants=[variant])
     _create(sagemaker.create_endpoint, EndpointName=plan.name, EndpointConfigName=plan.name)
-    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig=_PATIENCE)
+    sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=plan.name, WaiterConfig=plan.pace.waiter)
     return True
 
 
-def remove_endpoint(sagemaker: Any, name: str) -> None:
+def remove_endpoint(sagemaker: Any, name: str, pace: Pace = DEFAULT_PACE) -> None:
     """Delete endpoint, configuration and model of one name, and wait until the endpoint is gone. The artifacts stay."""
     sagemaker.delete_endpoint(EndpointName=name)
-    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig=_PATIENCE)
+    sagemaker.get_waiter("endpoint_deleted").wait(EndpointName=name, WaiterConfig=pace.waiter)
     sagemaker.delete_endpoint_config(EndpointConfigName=name)
     sagemaker.delete_model(ModelName=name)
 

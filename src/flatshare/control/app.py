@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from flatshare.control import configs, describe, endpoints, models, tags
 from flatshare.control.desk import Arns, Desk
 from flatshare.control.loops.reconcile import Reconciler
+from flatshare.control.releases import PREFIX, Releases
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput
@@ -46,7 +47,10 @@ OPERATIONS: Mapping[str, Operation] = {
 class ControlApp:
     """The handler of the control door."""
 
-    def __init__(self, state: State, reconciler: Reconciler, clock: Clock, settings: ControlSettings, fleet: FleetSettings) -> None:
+    def __init__(
+        self, state: State, reconciler: Reconciler, clock: Clock, settings: ControlSettings, fleet: FleetSettings, releases: Releases
+    ) -> None:
+        self._releases = releases
         self._state = state
         self._reconciler = reconciler
         self._clock = clock
@@ -70,6 +74,8 @@ class ControlApp:
     async def _answer(self, request: Request, request_id: str) -> Reply:
         if TOO_LARGE in request.headers:
             raise BadInput("the body of a control call is too large: send a smaller one")
+        if request.header("x-amz-target").startswith(PREFIX):
+            return await self._releases.answer(request)
         codec = sagemaker_codec()
         call = codec.call(request, served=OPERATIONS)
         operation = OPERATIONS[call.operation]

@@ -49,6 +49,11 @@ MIGRATIONS = (
             "CREATE INDEX endpoints_by_time ON endpoints (created_s, name)",
         ),
     ),
+    Migration(
+        3,
+        "versions and aliases of models",
+        ("CREATE TABLE releases (model VARCHAR(127) PRIMARY KEY NOT NULL, revision INTEGER NOT NULL, record TEXT NOT NULL)",),
+    ),
 )
 
 

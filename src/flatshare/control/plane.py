@@ -9,6 +9,7 @@ from flatshare.control.app import ControlApp
 from flatshare.control.drivers.base import Driver
 from flatshare.control.fleet import InstanceSnapshot
 from flatshare.control.loops.reconcile import Reconciler
+from flatshare.control.releases import Published, Releases
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.ids import EndpointName
@@ -39,23 +40,29 @@ class Control:
         driver: Driver,
         clock: Clock,
         publish: Callable[[Routes], None],
+        publish_releases: Callable[[Published], None] = lambda _: None,
     ) -> None:
         self._driver = driver
         self._clock = clock
         self._state = State(settings.database_url)
         self._reconciler = Reconciler(self._state, driver, clock, publish, fleet=fleet, tick_s=settings.tick_s)
-        self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet)
-        self._loop: asyncio.Task[None] | None = None
+        self.releases = Releases(self._state, clock, publish_releases, tick_s=settings.tick_s)
+        self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet, self.releases)
+        self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Returns when calls are answered; endpoints of an earlier run are being brought back then."""
         await asyncio.to_thread(sagemaker_codec)
         await self._state.open(now_s=self._clock.wall_s())
-        self._loop = asyncio.create_task(self._reconciler.run(), name="reconcile")
+        await self.releases.refresh()
+        self._loops = [
+            asyncio.create_task(self._reconciler.run(), name="reconcile"),
+            asyncio.create_task(self.releases.follow(), name="releases"),
+        ]
         await self._reconciler.has_looked.wait()
 
     async def handle(self, request: Request) -> Reply:
-        """The handler of `POST /` with `X-Amz-Target: SageMaker.*`."""
+        """The handler of `POST /` with `X-Amz-Target: SageMaker.*` or `Flatshare.*`."""
         return await self._app.handle(request)
 
     def snapshot(self) -> tuple[EndpointSnapshot, ...]:
@@ -66,9 +73,10 @@ class Control:
 
     async def close(self) -> None:
         """Stops all instances at the same time; desired state stays, for the next start."""
-        if self._loop is not None:
-            self._loop.cancel()
+        for loop in self._loops:
+            loop.cancel()
+        for loop in self._loops:
             with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+                await loop
         await self._driver.close()
         await self._state.close()

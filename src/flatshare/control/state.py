@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import msgspec
 import sqlalchemy as sql
 from sqlalchemy.engine import Connection
 
@@ -17,6 +18,7 @@ from flatshare.control.database import Database
 from flatshare.control.listing import Listed, ListQuery
 from flatshare.control.paging import next_items
 from flatshare.core.ids import EndpointName, VariantName
+from flatshare.core.release import ModelReleases
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
 
 T = TypeVar("T")
@@ -50,6 +52,13 @@ _TAGS = sql.Table(
     sql.Column("arn", sql.String(256), primary_key=True),
     sql.Column("key", sql.String(128), primary_key=True),
     sql.Column("value", sql.String(256), nullable=False),
+)
+_RELEASES = sql.Table(
+    "releases",
+    _META,
+    sql.Column("model", sql.String(127), primary_key=True),
+    sql.Column("revision", sql.Integer, nullable=False),
+    sql.Column("record", sql.Text, nullable=False),
 )
 _MAX_REASON_CHARS = 1024  # FailureReason in AWS's model
 
@@ -165,6 +174,20 @@ class Rows:
         self._connection.execute(sql.delete(_TAGS).where(_TAGS.c.arn == arn))
         if tags:
             self._connection.execute(sql.insert(_TAGS), [{"arn": arn, "key": key, "value": tags[key]} for key in tags])
+
+    def releases(self, model: str) -> ModelReleases | None:
+        row = self._connection.execute(sql.select(_RELEASES.c.record).where(_RELEASES.c.model == model)).one_or_none()
+        return None if row is None else msgspec.json.decode(row.record, type=ModelReleases)
+
+    def release_revisions(self) -> dict[str, int]:
+        """By model: what a reader needs to know which records are news."""
+        return {row.model: row.revision for row in self._connection.execute(sql.select(_RELEASES.c.model, _RELEASES.c.revision))}
+
+    def save_releases(self, releases: ModelReleases) -> None:
+        columns = {"revision": releases.revision, "record": msgspec.json.encode(releases).decode()}
+        changed = self._connection.execute(sql.update(_RELEASES).where(_RELEASES.c.model == releases.model).values(columns))
+        if changed.rowcount == 0:
+            self._connection.execute(sql.insert(_RELEASES), {"model": releases.model, **columns})
 
 
 def _endpoint_columns(endpoint: Endpoint) -> dict[str, Any]:

@@ -32,6 +32,9 @@
     ├─ IncompatibleState        the database is one that this version cannot use
     ├─ InstanceGone             the instance died or did not answer
     │  └─ InstanceHung          it lives, and answers nothing any more
+    ├─ BadLayout                a layout, or what it is applied to, does not make a package
+    ├─ ReleaseConflict          what was asked of a model's versions contradicts what they are
+    ├─ CallFailed               a client's call was answered with an error that has no better name
     ├─ TooSlow                  the model did not answer within the hold time
     └─ Abandoned                the caller has left
 
@@ -197,6 +200,18 @@ class InstanceGone(FlatshareError):
 
 class InstanceHung(InstanceGone):
     """The instance lives and answers nothing any more. The caller has waited long enough: no other is tried."""
+
+
+class BadLayout(FlatshareError):
+    """A layout is wrong in itself, or does not go with the files and variables it was given."""
+
+
+class ReleaseConflict(FlatshareError):
+    """A version or alias is not what the caller takes it for, or somebody changed it meanwhile."""
+
+
+class CallFailed(FlatshareError):
+    """A client's call failed at the other end, in its own words."""
 
 
 class TooSlow(FlatshareError):

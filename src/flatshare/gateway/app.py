@@ -11,18 +11,20 @@ from structlog.contextvars import bind_contextvars
 
 from flatshare.core.access import Ask
 from flatshare.core.errors import BadInput, FlatshareError
+from flatshare.gateway.doors import openai
+from flatshare.gateway.doors.openai import OpenAIDoor
 from flatshare.gateway.doors.sagemaker import SageMakerDoor
 from flatshare.gateway.doors.v2_http import LIVE, READY, V2HttpDoor
 from flatshare.gateway.invoke import request_ids
 from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.status import FleetStatus
 from flatshare.security.entry import Entry
-from flatshare.security.guard import Road
+from flatshare.security.guard import ANYBODY, Road
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 from flatshare.wire import asks, aws_json, sagemaker
 from flatshare.wire.faults import control_fault
-from flatshare.wire.http import REQUEST_ID, Handler, Reply, Request
+from flatshare.wire.http import CALLER, REQUEST_ID, Handler, Reply, Request
 
 log = get_logger("gateway")
 _PROBES = {"/ping", LIVE, READY}  # answered while the server starts; all else waits until it has
@@ -47,6 +49,7 @@ class FrontDoor:
         self,
         runtime: SageMakerDoor,
         open_inference: V2HttpDoor,
+        open_ai: OpenAIDoor,
         control: Handler,
         status: FleetStatus,
         metrics: GatewayMetrics,
@@ -55,6 +58,7 @@ class FrontDoor:
     ) -> None:
         self._runtime = runtime
         self._open_inference = open_inference
+        self._open_ai = open_ai
         self._control = control
         self._readiness = readiness
         self._status = status
@@ -89,6 +93,8 @@ class FrontDoor:
             await self._readiness.until_started()
         if request.path == "/v2" or request.path.startswith("/v2/"):
             return await self._open_inference.handle(request)
+        if request.path.startswith(openai.PREFIX):
+            return await self._open_ai.handle(request)
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
             self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
@@ -105,6 +111,7 @@ class FrontDoor:
     async def _control_call(self, request: Request) -> Reply:
         ask, is_mutation = asks.of_control_call(request), asks.is_mutation(request)
         principal = self._entry.admit(request, _CHANGE if is_mutation else _RUNTIME, ask)
+        request.headers[CALLER.encode()] = b"" if principal is ANYBODY else principal.name.encode()
         reply = await self._control(request)
         if is_mutation:
             self._entry.record(request, principal, ask, reply)

@@ -4,9 +4,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from operator import attrgetter
 from uuid import uuid4
 
 from flatshare.client.instance import InstanceClient
@@ -79,6 +80,14 @@ class Invoker:
             self._in_flight -= 1
 
     async def ask(self, call: ModelCall) -> Answer:
+        """What a model says. A target model with a label, such as `acme/intent@live`, is looked up first."""
+
+        async def ask_artifact(target: TargetModel) -> Answer:
+            return await self._send(call if target == call.target else replace(call, target=target))
+
+        return await self._routes.versions.answered(call.endpoint, call.target, ask_artifact, attrgetter("reply"))
+
+    async def _send(self, call: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
         point, tried = random.random(), frozenset[InstanceId]()  # noqa: S311  # a split of traffic, not a secret
         while True:
@@ -129,6 +138,8 @@ class Invoker:
         if call is None or answer is None:
             return
         is_success = answer.reply.status < 300
+        if is_success:
+            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0))
         if answer.reply.status != 404:  # callers invent names
             ran_s = phases.get("model", 0.0)
             self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)

@@ -40,20 +40,22 @@ class ModelNames:
         self._found: dict[str, _Found] = {}
 
     async def resolve(self, name: str, visitor: Visitor) -> ModelName:
-        """Raises UnknownEndpoint, UnknownTarget, or AmbiguousModel with the names that would do.
+        """Raises AccessDenied, UnknownEndpoint, UnknownTarget, or AmbiguousModel with the names that would do.
 
-        A bare name is looked for where the visitor may go; of other endpoints it learns nothing.
+        A bare name is looked for where the visitor may go. Of other endpoints it learns nothing, not even that they are there.
         """
         head, _, rest = name.partition("/")
         if rest and head in self._routes.endpoints:
-            return ModelName(name, EndpointName(head), sagemaker.checked_target(rest))
+            model = ModelName(name, EndpointName(head), sagemaker.checked_target(rest))
+            if visitor.may_invoke(model.endpoint, model.target):
+                return model
         target = sagemaker.checked_target(name)
-        endpoints = tuple(self._routes.endpoints)
+        endpoints = tuple(endpoint for endpoint in self._routes.endpoints if visitor.may_invoke(endpoint, target))
         if not endpoints:
+            visitor.require_everything(name)
             raise UnknownEndpoint(f"model '{name[:256]}' is not found: no endpoint is in service")
         if len(endpoints) == 1:
             return ModelName(name, endpoints[0], target)
-        endpoints = tuple(endpoint for endpoint in endpoints if visitor.may_invoke(endpoint, target))
         found = self._found.get(name)
         if found is None or found.among != frozenset(endpoints) or time.monotonic() - found.at_s > _TRUSTED_S:
             found = self._remember(await self._search(name, target, endpoints, visitor), frozenset(endpoints))

@@ -8,6 +8,8 @@ from flatshare.core.call import ModelSource
 from flatshare.core.errors import UnknownEndpoint, UnknownVariant
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel, VariantName, model_key
 from flatshare.core.state import EndpointRoute, Routes, VariantRoute
+from flatshare.gateway.cold import ColdStarts
+from flatshare.gateway.releases import Versions
 from flatshare.policy import route
 from flatshare.policy.route import InstanceLoad
 from flatshare.wire.sagemaker import artifact_uri
@@ -34,6 +36,10 @@ class RouteTable:
 
     def __init__(self, account: str) -> None:
         self._account = account
+        self.versions = Versions()
+        """Which artifact a target model with a label stands for."""
+        self.cold_starts = ColdStarts()
+        """Which calls had to wait where they were sent."""
         self._routes = Routes({})
         self._upstreams: dict[InstanceId, Upstream] = {}
 

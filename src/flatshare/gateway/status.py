@@ -23,7 +23,12 @@ class FleetStatus:
 
     async def report(self) -> dict[str, Any]:
         """All that `/flatshare/status` says."""
-        return {"instances": await self.gather(), "shadows": self._shadows.report()}
+        return {
+            "instances": await self.gather(),
+            "shadows": self._shadows.report(),
+            "canaries": self._routes.versions.report(),
+            "cold_starts": self._routes.cold_starts.report(),
+        }
 
     async def gather(self) -> list[dict[str, Any]]:
         """One record per instance; one that does not answer says so under `error`."""

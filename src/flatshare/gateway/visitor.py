@@ -4,7 +4,7 @@ from flatshare.core.access import Ask, Principal
 from flatshare.core.errors import AccessDenied, Unauthenticated
 from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.security.entry import NOBODY, Entry
-from flatshare.security.guard import Road
+from flatshare.security.guard import ANYBODY, Road
 from flatshare.wire import asks
 from flatshare.wire.http import Request
 
@@ -32,17 +32,25 @@ class Visitor:
         """For what tells of all models."""
         self._entry.admit(self._request, _ROAD, Ask(OVERVIEW))
 
+    def require_everything(self, model_name: str) -> None:
+        """For a name that leads nowhere the caller may go. Raises an Unauthenticated, or AccessDenied for all but the caller of `*`."""
+        self._entry.admit(self._request, _ROAD, Ask(asks.INVOKE, target_model=model_name[:256]))
+
     def may_invoke(self, endpoint: EndpointName, target: TargetModel) -> bool:
         """A question, not a try: a no is not written down. Raises an Unauthenticated."""
-        ask = asks.of_model(asks.INVOKE, endpoint, target)
         if self._principal is None:
-            try:
-                self._principal = self._entry.guard.authenticate(self._request, _ROAD)
-            except Unauthenticated as error:
-                self._entry.turn_away(self._request, NOBODY, ask, error)
-                raise
+            self._principal = self._identified()
+        if self._principal is ANYBODY:
+            return True
         try:
-            self._entry.guard.require(self._principal, ask)
+            self._entry.guard.require(self._principal, asks.of_model(asks.INVOKE, endpoint, target))
         except AccessDenied:
             return False
         return True
+
+    def _identified(self) -> Principal:
+        try:
+            return self._entry.guard.authenticate(self._request, _ROAD)
+        except Unauthenticated as error:
+            self._entry.turn_away(self._request, NOBODY, Ask(asks.INVOKE), error)
+            raise

@@ -50,7 +50,7 @@ class Host:
         for name in job.fields["modules"]:
             with self._failures_logged("", f"import {name}"):
                 import_module(name)
-        self._hygiene.after_load()
+        self._hygiene.after_import(has_models=bool(self._models))
         self._link.send("warmed", id=job.fields["id"])
 
     def _load(self, job: Frame) -> None:
@@ -64,7 +64,7 @@ class Host:
         finally:
             self._hygiene.after_run()
         self._models[key] = engine
-        self._hygiene.after_load()
+        self._hygiene.after_import(has_models=True)
         self._link.send("loaded", id=job.fields["id"], config=engine.config)
 
     def _engine(self, kind: str, place: ModelPlace, key: str) -> Engine:

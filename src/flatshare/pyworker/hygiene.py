@@ -9,6 +9,7 @@ import time
 _TIDY_EVERY_RUNS = 64  # under steady load; when there is a pause it is done then
 _TIDY_EVERY_S = 1.0
 _TRIM_ABOVE_BYTES = 16 * 2**20  # heap that grew less since the last time is not worth the milliseconds
+_MANY_MODULES = 20  # what a library brings; a model's own are few
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -20,6 +21,8 @@ class Hygiene:
         self._runs = 0
         self._tidied_s = time.monotonic()
         self._kept_bytes = 0
+        self._modules = 0
+        self._has_frozen_models = False
 
     @property
     def is_due(self) -> bool:
@@ -37,18 +40,21 @@ class Hygiene:
         if self._is_on and self._runs >= _TIDY_EVERY_RUNS and time.monotonic() - self._tidied_s > _TIDY_EVERY_S:
             self.tidy()
 
-    def after_load(self) -> None:
-        """What a model's imports made lives as long as the worker: the collector need not look at it again."""
-        if self._is_on:
+    def after_import(self, *, has_models: bool) -> None:
+        """What imports made lives as long as the worker: the collector, which would take a tenth of a second for torch, skips it."""
+        if self._is_on and len(sys.modules) > self._modules + _MANY_MODULES:
             gc.collect()
             gc.freeze()
+            self._modules = len(sys.modules)
+            self._has_frozen_models = has_models
 
     def after_unload(self) -> None:
         """Everything the model held goes back to the system now."""
-        gc.unfreeze()
+        if self._has_frozen_models:  # their cycles are among what the collector skips
+            gc.unfreeze()
+            self._has_frozen_models = False
+            self._modules = 0
         gc.collect()
-        if self._is_on:
-            gc.freeze()
         _give_back()
         self._kept_bytes = anonymous_bytes()
 

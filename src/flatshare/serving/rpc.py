@@ -6,7 +6,8 @@ its environment when it is imported.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -23,6 +24,7 @@ from flatshare.serving.tls import Certificate
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("grpc")
+_LINGER_S = 0.5  # for the last answers to be read
 _HEADROOM_BYTES = 65_536  # names, shapes and parameters around the tensors
 
 
@@ -47,11 +49,29 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class Unary:
+    """A method with one request and one answer, of these message classes. `answer` may raise Refusal."""
+
+    answer: Callable[[Any, Caller], Awaitable[Any]]
+    request: Any
+    response: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """A method with many requests and many answers."""
+
+    answer: Callable[[AsyncIterator[Any], Caller], AsyncIterator[Any]]
+    request: Any
+    response: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
-    """A gRPC service by its full name, and its methods' handlers."""
+    """A gRPC service by its full name."""
 
     name: str
-    handlers: Mapping[str, Any]
+    methods: Mapping[str, Unary | Streaming]
 
 
 class RpcServer:
@@ -65,10 +85,12 @@ class RpcServer:
         ]
         self._server = grpc.aio.server(options=options, maximum_concurrent_rpcs=max_calls)
         for service in services:
-            handlers = grpc.method_handlers_generic_handler(service.name, service.handlers)
-            self._server.add_generic_rpc_handlers((handlers,))
+            handlers = {name: self._handler(method) for name, method in service.methods.items()}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
         self._drain_s = drain_s
         self._told_to_stop = asyncio.Event()
+        self._under_way = 0
+        self._emptied = asyncio.Event()
 
     async def listen_on_port(self, host: str, port: int, certificate: Certificate | None) -> int:
         """Take the port; the port that it became. Raises PortInUse."""
@@ -88,13 +110,64 @@ class RpcServer:
         self._told_to_stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop` was called and everybody who was being served has an answer."""
+        """Serve until `stop` was called and everybody who was being served has an answer.
+
+        The library's own stop closes a connection with its last call, and whoever has not yet read a large answer then loses it to a
+        reset. So calls that come now are refused, those under way end, and their answers get a moment to arrive.
+        """
         await self._told_to_stop.wait()
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        await self._server.stop(self._drain_s)
-        if loop.time() - began_s >= self._drain_s:
-            log.warning("drain_time_over")
+        try:
+            async with asyncio.timeout(self._drain_s):
+                while self._under_way:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+                    await asyncio.sleep(_LINGER_S)
+        except TimeoutError:
+            log.warning("drain_time_over", cut_off=self._under_way)
+        await self._server.stop(0)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Raises Refusal once the server stops."""
+        if self._told_to_stop.is_set():
+            raise Refusal("UNAVAILABLE", "the server stops: call again, another one may answer", ())
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self._emptied.set()
+
+    def _handler(self, method: Unary | Streaming) -> Any:
+        serializer = method.response.SerializeToString
+        if isinstance(method, Unary):
+            return grpc.unary_unary_rpc_method_handler(self._answering(method), response_serializer=serializer)
+        return grpc.stream_stream_rpc_method_handler(self._answering_stream(method), response_serializer=serializer)
+
+    def _answering(self, method: Unary) -> Callable[[bytes, Any], Awaitable[Any]]:
+        async def handle(message: bytes, context: Any) -> Any:
+            try:
+                with self._counted():
+                    return await method.answer(_decoded(method.request, message), _caller(context))
+            except Refusal as refusal:
+                refused = refusal
+            return await _abort(context, refused)
+
+        return handle
+
+    def _answering_stream(self, method: Streaming) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[Any]]:
+        async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+            try:
+                with self._counted():
+                    async for message in method.answer((_decoded(method.request, m) async for m in messages), _caller(context)):
+                        yield message
+                    return
+            except Refusal as refusal:
+                refused = refusal
+            await _abort(context, refused)
+
+        return handle
 
 
 def _credentials(certificate: Certificate) -> Any:
@@ -104,35 +177,6 @@ def _credentials(certificate: Certificate) -> Any:
         return grpc.ssl_server_certificate_configuration([(certificate.pem.key, certificate.pem.chain)])
 
     return grpc.dynamic_ssl_server_credentials(now(), now)
-
-
-def unary(answer: Callable[[Any, Caller], Awaitable[Any]], request: Any, response: Any) -> Any:
-    """A method with one request and one answer, of these message classes. `answer` may raise Refusal."""
-
-    async def handle(message: Any, context: Any) -> Any:
-        try:
-            return await answer(_decoded(request, message), _caller(context))
-        except Refusal as refusal:
-            refused = refusal
-        return await _abort(context, refused)
-
-    return grpc.unary_unary_rpc_method_handler(handle, response_serializer=response.SerializeToString)
-
-
-def streaming(answer: Callable[[AsyncIterator[Any], Caller], AsyncIterator[Any]], request: Any, response: Any) -> Any:
-    """A method with many requests and many answers."""
-
-    async def handle(messages: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        try:
-            async for message in answer((_decoded(request, message) async for message in messages), _caller(context)):
-                yield message
-        except Refusal as refusal:
-            refused = refusal
-        else:
-            return
-        await _abort(context, refused)
-
-    return grpc.stream_stream_rpc_method_handler(handle, response_serializer=response.SerializeToString)
 
 
 def _decoded(kind: Any, message: bytes) -> Any:

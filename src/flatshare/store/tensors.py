@@ -59,6 +59,7 @@ class TensorStore:
     """Safe from several threads and processes: writers take turns by a file lock, readers never wait."""
 
     def __init__(self, folder: Path) -> None:
+        folder = folder.absolute()  # workers read packages from a working directory of their own
         self.folder = folder
         self.packs_dir = folder / "packs"
         self.blobs_dir = folder / "blobs"

@@ -10,7 +10,7 @@ from flatshare.wire.http import Request
 from flatshare.wire.sagemaker import Invocation
 
 INVOKE = "sagemaker:InvokeEndpoint"
-_PREFIXES = {"SageMaker": "sagemaker"}
+_PREFIXES = {"SageMaker": "sagemaker", "Flatshare": "flatshare"}
 _NAMING = {"EndpointName": "endpoint", "EndpointConfigName": "endpoint-config", "ModelName": "model"}
 _VARIANTS = ("ProductionVariants", "ShadowProductionVariants")
 _MAX_NAME = 200
@@ -33,7 +33,10 @@ def of_control_call(request: Request) -> Ask:
         body = orjson.loads(request.body)
     except orjson.JSONDecodeError:
         return Ask(action)
-    return Ask(action, tuple(_resources(body)) if isinstance(body, dict) else ())
+    if not isinstance(body, dict):
+        return Ask(action)
+    model = body.get("Model")  # of our own calls: which model's versions
+    return Ask(action, tuple(_resources(body)), model if isinstance(model, str) else None)
 
 
 def is_mutation(request: Request) -> bool:

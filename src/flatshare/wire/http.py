@@ -63,6 +63,8 @@ class Reply:
 
 Handler = Callable[[Request], Awaitable[Reply]]
 
+CALLER = "x-flatshare-caller"
+"""Header of a control call with who made it, by authentication; the front door sets it, or takes it away."""
 TOO_LARGE = b"x-flatshare-too-large"
 """Stands in a request's headers if its body was dropped for its size; no caller can set it."""
 

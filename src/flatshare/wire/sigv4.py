@@ -27,6 +27,7 @@ MAX_EXPIRES_S = 604_800  # seven days, AWS's own limit for presigned requests
 _DIGEST = "x-amz-content-sha256"
 _SIGNATURE = re.compile(r"[0-9a-f]{64}")
 _STAMP = "%Y%m%dT%H%M%SZ"
+_STAMP_FORM = re.compile(r"([0-9]{4})([0-9]{2})([0-9]{2})T([0-9]{2})([0-9]{2})([0-9]{2})Z")
 _UNSIGNED = {
     "x-amzn-trace-id",  # load balancers on the way set it
     "x-amz-security-token",  # some signers add it after signing; nothing is decided by it here
@@ -47,6 +48,8 @@ class Claim:
     signature: str
     stamp: str
     """The moment of signing, as it was signed: 20260131T235959Z."""
+    signed_s: float
+    """The same, since the epoch."""
     expires_s: int | None
     """For presigned requests: how long after signing the request may be sent."""
 
@@ -76,13 +79,12 @@ def claim_of(request: Request) -> Claim:
 
 def require_fresh(claim: Claim, now_s: float) -> None:
     """Raises RequestExpired. A presigned request lives as long as it says, any other for as far as clocks may differ."""
-    signed_s = _parsed(claim.stamp).timestamp()
-    now = datetime.fromtimestamp(now_s, UTC).strftime(_STAMP)
-    if signed_s - now_s > SKEW_S:
-        raise RequestExpired(f"Signature not yet current: {claim.stamp} is still later than {now} (+ 5 min.)")
-    if now_s - signed_s > (SKEW_S if claim.expires_s is None else claim.expires_s):
+    age_s = now_s - claim.signed_s
+    if age_s < -SKEW_S:
+        raise RequestExpired(f"Signature not yet current: {claim.stamp} is still later than {_stamped(now_s)} (+ 5 min.)")
+    if age_s > (SKEW_S if claim.expires_s is None else claim.expires_s):
         since = "5 min." if claim.expires_s is None else f"{claim.expires_s} s"
-        raise RequestExpired(f"Signature expired: {claim.stamp} is now earlier than {now} (- {since})")
+        raise RequestExpired(f"Signature expired: {claim.stamp} is now earlier than {_stamped(now_s)} (- {since})")
 
 
 def require_scope(claim: Claim, region: str, service: str) -> None:
@@ -154,7 +156,7 @@ def _checked(fields: dict[str, str], stamp: str, expires_s: int | None, request:
     scope = fields["Credential"].rsplit("/", 4)
     if len(scope) != 5 or scope[4] != "aws4_request" or not all(scope):
         raise IncompleteSignature(f"'{fields['Credential'][:200]}' not a valid Credential: it is KEY/DATE/REGION/SERVICE/aws4_request")
-    _parsed(stamp)
+    signed_s = _seconds_of(stamp)
     if not request.raw_path.startswith(b"/") or b"#" in request.raw_path:
         raise IncompleteSignature("the request's target must be a path")  # or the canonical form would be that of another request
     if not _SIGNATURE.fullmatch(fields["Signature"]):
@@ -162,7 +164,7 @@ def _checked(fields: dict[str, str], stamp: str, expires_s: int | None, request:
     names = tuple(fields["SignedHeaders"].lower().split(";"))
     _require_signed(names, request)
     key_id, day, region, service, _ = scope
-    return Claim(key_id, day, region, service, names, fields["Signature"], stamp, expires_s)
+    return Claim(key_id, day, region, service, names, fields["Signature"], stamp, signed_s, expires_s)
 
 
 def _require_signed(names: tuple[str, ...], request: Request) -> None:
@@ -188,11 +190,24 @@ def _stamp(request: Request) -> str:
         raise IncompleteSignature("Authorization header requires existence of either a 'X-Amz-Date' or a 'Date' header.") from None
 
 
-def _parsed(stamp: str) -> datetime:
+def _seconds_of(stamp: str) -> float:
+    """Without strptime, which takes a fifth of all that verifying takes."""
+    found = _STAMP_FORM.fullmatch(stamp)
+    if found is None:
+        raise _undated(stamp)
+    year, month, day, hour, minute, second = map(int, found.groups())
     try:
-        return datetime.strptime(stamp, _STAMP).replace(tzinfo=UTC)
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
     except ValueError:
-        raise IncompleteSignature(f"'{stamp[:64]}' is not a date such as 20260131T235959Z") from None
+        raise _undated(stamp) from None
+
+
+def _undated(stamp: str) -> IncompleteSignature:
+    return IncompleteSignature(f"'{stamp[:64]}' is not a date such as 20260131T235959Z")
+
+
+def _stamped(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime(_STAMP)
 
 
 def _seconds(text: str) -> int:

@@ -20,7 +20,7 @@ from flatshare.core.tensor import BF16, BYTES, DTYPES, Tensor
 
 _MAX_RANK = 8  # more is no tensor that a model takes, and the product of a long shape takes minutes
 _MAX_NAME = 256
-_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}  # which JSON numbers a kind of tensor takes
+_KINDS = {"b": "b", "f": "iuf"}  # which JSON numbers a kind of tensor takes
 _RESERVED = {"binary_data", "binary_data_output", "binary_data_size", "classification"}
 _RESERVED |= {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"}
 """The protocol's own parameters, not the model's. Triton's clients send the last six; none of our models keeps a state between calls."""
@@ -211,16 +211,26 @@ def _numbers_array(name: str, datatype: str, data: list[Any]) -> NDArray[Any]:
         raise BadInput(f"tensor '{name}' is of datatype BF16, which JSON cannot say: send it as a binary tensor")
     dtype = DTYPES[datatype]
     try:
+        if dtype.kind in "iu":
+            return _integers_array(name, dtype, data)
         found = np.array(data) if data else np.empty(0, dtype)
-        if found.size and found.dtype.kind not in _KINDS[dtype.kind]:
-            raise BadInput(f"tensor '{name}' is of datatype {datatype}: its data holds something else")
-        with np.errstate(over="ignore"):
-            converted = found.astype(dtype)
     except (ValueError, OverflowError) as error:
         raise BadInput(f"tensor '{name}': its data is no regular list of {datatype}") from error
-    if dtype.kind in "iu" and not np.array_equal(converted, found):
-        raise BadInput(f"tensor '{name}' has numbers that {datatype} cannot hold")
-    return converted
+    if found.size and found.dtype.kind not in _KINDS[dtype.kind]:
+        raise BadInput(f"tensor '{name}' is of datatype {datatype}: its data holds something else")
+    with np.errstate(over="ignore"):
+        return found.astype(dtype)
+
+
+def _integers_array(name: str, dtype: np.dtype[Any], data: list[Any]) -> NDArray[Any]:
+    """By way of Python's integers: numpy would make floats of a list with large ones."""
+    found = np.array(data, object)
+    if not all(type(item) is int for item in found.reshape(-1)):
+        raise BadInput(f"tensor '{name}' is of datatype {dtype.name.upper()}: its data holds something else")
+    try:
+        return found.astype(dtype)
+    except OverflowError as error:
+        raise BadInput(f"tensor '{name}' has numbers that {dtype.name.upper()} cannot hold") from error
 
 
 def _split_texts(name: str, raw: bytes, count: int) -> NDArray[Any]:

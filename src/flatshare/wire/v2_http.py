@@ -13,7 +13,7 @@ import orjson
 
 from flatshare.core.errors import BadInput, FlatshareError
 from flatshare.core.signature import TensorInfo
-from flatshare.wire import faults, infer
+from flatshare.wire import faults, infer, json_body
 from flatshare.wire.container import ModelMetadata
 from flatshare.wire.http import JSON, Reply, Request
 
@@ -100,10 +100,7 @@ def parse_object(body: bytes) -> Mapping[str, Any]:
     """A JSON object, which may be left out. Raises BadInput."""
     if not body:
         return {}
-    try:
-        fields = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadInput(f"the body is not valid JSON: {error}") from error
+    fields = json_body.parsed(body)
     if not isinstance(fields, dict):
         raise BadInput("the body must be a JSON object")
     return fields

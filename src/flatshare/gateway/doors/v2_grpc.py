@@ -13,8 +13,7 @@ from flatshare.gateway.doors.v2 import InferRequest, OpenInference
 from flatshare.gateway.invoke import request_ids
 from flatshare.gateway.streaming import WholeLines
 from flatshare.gateway.visitor import Visitor
-from flatshare.serving import rpc
-from flatshare.serving.rpc import Caller, Refusal, Service
+from flatshare.serving.rpc import Caller, Refusal, Service, Streaming, Unary
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import faults, v2_grpc
 from flatshare.wire.http import REQUEST_ID, Request
@@ -47,13 +46,14 @@ class V2GrpcDoor:
             "TraceSetting": self._trace_settings,
             "LogSettings": self._log_settings,
         }
-        handlers = {name: self._handler(answer, f"{name}Request", f"{name}Response") for name, answer in unary.items()}
-        handlers |= {name: self._handler(_shared_memory, "Empty", "Empty") for name in _SHARED_MEMORY}
-        stream = rpc.streaming(self._stream, MESSAGES["ModelInferRequest"], MESSAGES["ModelStreamInferResponse"])
-        handlers["ModelStreamInfer"] = stream
-        self.service = Service(SERVICE, handlers)
+        methods: dict[str, Unary | Streaming] = {
+            name: self._handler(answer, f"{name}Request", f"{name}Response") for name, answer in unary.items()
+        }
+        methods |= {name: self._handler(_shared_memory, "Empty", "Empty") for name in _SHARED_MEMORY}
+        methods["ModelStreamInfer"] = Streaming(self._stream, MESSAGES["ModelInferRequest"], MESSAGES["ModelStreamInferResponse"])
+        self.service = Service(SERVICE, methods)
 
-    def _handler(self, answer: _Answer, request: str, response: str) -> Any:
+    def _handler(self, answer: _Answer, request: str, response: str) -> Unary:
         """One method. Whatever goes wrong becomes a status: this is the request boundary."""
         method = request.removesuffix("Request")
 
@@ -71,7 +71,7 @@ class V2GrpcDoor:
                 self._core.failed(error)
                 raise _refusal(error, _internal(visitor), visitor) from error
 
-        return rpc.unary(handle, MESSAGES[request], MESSAGES[response])
+        return Unary(handle, MESSAGES[request], MESSAGES[response])
 
     def _visitor(self, method: str, caller: Caller) -> Visitor:
         """The caller, asked who it is by the same form as over HTTP."""

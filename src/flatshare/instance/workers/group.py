@@ -42,6 +42,7 @@ class Group:
         self._seats: list[Seat] = []
         self._homes: dict[Model, list[Seat]] = {}
         self._placing = asyncio.Lock()
+        self._freed = asyncio.Event()
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, tuple[Rider, Model, Seat]] = {}
@@ -107,6 +108,7 @@ class Group:
         for homes in self._homes.values():
             if seat in homes:
                 homes.remove(seat)
+        self._wake()
         culprit = self._blame(seat, worker.end or "")
         log.warning("worker_ended", worker=worker.name, reason=worker.end, models=len(lost))
         self._spawn(self._restore([model for model in lost if model is not culprit]))  # that one comes back when somebody asks for it
@@ -145,6 +147,7 @@ class Group:
         try:
             while model.queue and not model.is_leaving:
                 await self._one_turn(model)
+                await asyncio.sleep(0)  # those who have waited for the worker go first
         finally:
             model.runners -= 1
             if model.queue and not model.is_leaving and model.runners == 0:
@@ -157,7 +160,7 @@ class Group:
             await runs.until_filled(model)
             if not model.queue:
                 return
-            seat = await self._loaded_seat(model, model.queue[0].ask.chain)
+            seat = await self._free_seat(model, model.queue[0].ask.chain)
             async with seat.turn(model):
                 if not seat.is_alive or model not in seat.loaded:
                     return  # it died, or the model moved, while we waited: look again
@@ -195,6 +198,19 @@ class Group:
             rider, model, seat = found
             seat.worker.tell("cancel", request=number)
             rider.fail(ModelFailed(f"model '{model.place.unit.model}' did not send its final response within {self._settings.run_s:g} s"))
+
+    async def _free_seat(self, model: Model, chain: frozenset[str]) -> Seat:
+        """Where the model is loaded and nothing runs now. Whenever some worker has become free, the choice is made again."""
+        while True:
+            seat = await self._loaded_seat(model, chain)
+            if not seat.is_busy:
+                return seat
+            await self._freed.wait()
+
+    def _wake(self) -> None:
+        """Everybody who waits looks again, in the order in which they came."""
+        self._freed.set()
+        self._freed = asyncio.Event()
 
     async def _loaded_seat(self, model: Model, chain: frozenset[str]) -> Seat:
         """A worker where the model is loaded, and that does not itself wait for this request."""
@@ -283,8 +299,9 @@ class Group:
             self._starting = None
 
     async def _new_seat(self, model: Model) -> Seat:
-        seat = Seat(await self._start(model.place.python))
+        seat = Seat(await self._start(model.place.python), self._wake)
         self._seats.append(seat)
+        self._wake()
         return seat
 
     def _load_of(self, seat: Seat) -> WorkerLoad:

@@ -55,6 +55,7 @@ class WorkerPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._ended = 0
+        self._riding = 0
 
     async def add(self, place: Place, group: str, resolve: Resolve) -> Model:
         """Load a model into a worker of its code version. Raises ModelFailed, Quarantined, WorkerDied, OutOfMemory."""
@@ -83,11 +84,14 @@ class WorkerPool:
             )
         rider = Rider(next(self._numbers), ask, _rows(ask, model), asyncio.get_running_loop().create_future())
         self._groups[group].ride(model, rider)
+        self._riding += 1
         try:
             return await rider.done
         except asyncio.CancelledError:
             self._groups[group].cancel(rider.number)
             raise
+        finally:
+            self._riding -= 1
 
     async def remove(self, model: Model, group: str) -> None:
         """Unload it everywhere; its memory is free when this returns."""
@@ -144,6 +148,7 @@ class WorkerPool:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
+            self._spare.tick(is_quiet=self._riding == 0)
             for group in tuple(self._groups.values()):
                 await group.replace_leaking()
 

@@ -1,7 +1,7 @@
 """A worker process with the models that live in it, and the one that runs now."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from flatshare.instance.workers.process import WorkerProcess
@@ -14,8 +14,9 @@ _FADES_S = 10.0
 class Seat:
     """One worker runs one thing at a time: whoever wants it to do something waits for its turn, first come first served."""
 
-    def __init__(self, worker: WorkerProcess) -> None:
+    def __init__(self, worker: WorkerProcess, on_free: Callable[[], None]) -> None:
         self.worker = worker
+        self._on_free = on_free
         self.running: Model | None = None
         self.loaded: set[Model] = set()
         self.base_bytes = 0
@@ -39,14 +40,17 @@ class Seat:
     @asynccontextmanager
     async def turn(self, model: Model) -> AsyncIterator[None]:
         """Nothing else runs in this worker meanwhile. It may be dead by the time the turn comes."""
-        async with self._turn:
-            self.running = model
-            started_s = asyncio.get_running_loop().time()
-            try:
-                yield
-            finally:
-                self.running = None
-                self._add_busy(started_s)
+        try:
+            async with self._turn:
+                self.running = model
+                started_s = asyncio.get_running_loop().time()
+                try:
+                    yield
+                finally:
+                    self.running = None
+                    self._add_busy(started_s)
+        finally:
+            self._on_free()
 
     async def until_idle(self) -> None:
         async with self._turn:

@@ -8,6 +8,7 @@ from flatshare.core.errors import WorkerDied
 from flatshare.instance.workers.process import WorkerProcess
 
 _WARM_S = 120.0
+_LATEST_TICKS = 30
 
 
 class Spare:
@@ -18,6 +19,7 @@ class Spare:
         self._is_on = is_on
         self._modules: tuple[str, ...] = ()
         self._ready: asyncio.Task[WorkerProcess] | None = None
+        self._wanted_ticks: int | None = None
 
     @property
     def worker(self) -> WorkerProcess | None:
@@ -36,11 +38,18 @@ class Spare:
         return await self._start()
 
     def prepare(self, modules: tuple[str, ...]) -> None:
-        """Have a worker ready for code that imports `modules`, besides what was asked for earlier."""
-        if not self._is_on:
-            return
+        """Have a worker ready soon for code that imports `modules`, besides what was asked for earlier."""
         self._modules = tuple(dict.fromkeys((*self._modules, *modules)))
-        if self._ready is None or (self._ready.done() and self.worker is None):
+        if self._is_on and self._wanted_ticks is None and (self._ready is None or (self._ready.done() and self.worker is None)):
+            self._wanted_ticks = 0
+
+    def tick(self, *, is_quiet: bool) -> None:
+        """Once a second: begin when nobody is being served, since importing takes seconds of a core; at last begin anyway."""
+        if self._wanted_ticks is None:
+            return
+        self._wanted_ticks += 1
+        if is_quiet or self._wanted_ticks >= _LATEST_TICKS:
+            self._wanted_ticks = None
             self._ready = asyncio.get_running_loop().create_task(self._warmed())
             self._ready.add_done_callback(_heard)
 

@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.config import Config
-from flatshare.package.graphs import blocks
+from flatshare.package.graphs import blocks, local_attention
 from flatshare.package.graphs.blocks import ACTIVATIONS
 from flatshare.package.graphs.builder import CONTRIB, GraphBuilder
 
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 _OLD_THETAS = {_GLOBAL: "global_rope_theta", _LOCAL: "local_rope_theta"}
 _THETAS = {_GLOBAL: 160_000.0, _LOCAL: 10_000.0}
-_NEVER = float(np.finfo(np.float32).min)  # a score that softmax makes 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +50,9 @@ class ModernBertTrunk:
     prefix = "model."
     has_segments = False
 
-    def workspace_floats(self, tokens: int) -> int:
-        scores = 2 * (self.heads + 1) * tokens if _LOCAL in self.kinds else 0
-        return 10 * self.hidden + 4 * self.intermediate + scores
+    def workspace_floats(self, tokens: int) -> int:  # noqa: ARG002  # attention in blocks needs no square of scores
+        local = 8 * self.hidden + 2 * (self.heads + 1) * 3 * self.window if _LOCAL in self.kinds else 0
+        return 10 * self.hidden + 4 * self.intermediate + local
 
     def encode(self, g: GraphBuilder, segments: str | None) -> str:
         assert segments is None, "ModernBERT has no segments. This is a bug."
@@ -61,9 +60,10 @@ class ModernBertTrunk:
         x = g.node("Reshape", [self._norm(g, words, "embeddings.norm"), "flat"], "x")
         for rotation in self.rotations:
             self._rotate(g, rotation)
-        window = self._window(g) if _LOCAL in self.kinds else None
+        if _LOCAL in self.kinds:
+            local_attention.frame(g, self.window, self.hidden)
         for index, kind in enumerate(self.kinds):
-            x = self._layer(g, f"layers.{index}", x, kind, window if kind == _LOCAL else None, is_first=index == 0)
+            x = self._layer(g, f"layers.{index}", x, kind, is_first=index == 0)
         return self._norm(g, x, "final_norm")
 
     def _norm(self, g: GraphBuilder, x: str, name: str) -> str:
@@ -80,20 +80,16 @@ class ModernBertTrunk:
         g.node("Cos", [angles], f"{kind}.cos")
         g.node("Sin", [angles], f"{kind}.sin")
 
-    def _window(self, g: GraphBuilder) -> str:
-        """float32 [1, 1, tokens, tokens]: what keeps local attention from seeing further than its window."""
-        far = g.node("Abs", [blocks.distances(g)], "far")
-        is_beyond = g.node("Greater", [far, g.integers("window", self.window)], "is_beyond")
-        square = g.node("Where", [is_beyond, g.number("never", _NEVER), g.number("always", 0.0)], "window_square")
-        return g.node("Unsqueeze", [square, g.integers("first_axes", 0, 1)], "window_bias")
-
-    def _layer(self, g: GraphBuilder, name: str, x: str, kind: str, window: str | None, *, is_first: bool) -> str:
+    def _layer(self, g: GraphBuilder, name: str, x: str, kind: str, *, is_first: bool) -> str:
         seen = x if is_first else self._norm(g, x, f"{name}.attn_norm")
         joined = g.linear(seen, f"{name}.attn.Wqkv", self.hidden, 3 * self.hidden, f"{name}.qkv", has_bias=self.has_attention_bias)
         flat = g.parts("Split", [joined], [f"{name}.{part}.flat" for part in ("query", "key", "value")], axis=1)
         query, key, value = (g.node("Reshape", [part, "full"], part.removesuffix(".flat")) for part in flat)
-        turned = [self._turned(g, part, kind) for part in (query, key)]
-        attended = blocks.attention(g, [*turned, value], self.heads, name, bias=window)
+        query, key = self._turned(g, query, kind), self._turned(g, key, kind)
+        if kind == _LOCAL:
+            attended = local_attention.attention(g, query, key, value, self.heads, name)
+        else:
+            attended = blocks.attention(g, [query, key, value], self.heads, name)
         attended_flat = g.node("Reshape", [attended, "flat"], f"{name}.attended.flat")
         projected = g.linear(
             attended_flat, f"{name}.attn.Wo", self.hidden, self.hidden, f"{name}.projected", has_bias=self.has_attention_bias

@@ -33,10 +33,8 @@ def imported_packages(model: Path, version: int, backend: str) -> tuple[str, ...
     return tuple(sorted(found - own - set(sys.stdlib_module_names) - {"triton_python_backend_utils", "c_python_backend_utils"}))
 
 
-def is_mapping(model: Path, version: int, backend: str) -> bool:
-    """Whether the model's weights are mapped at run time instead of read into private memory."""
-    if backend == "onnxruntime":
-        return any((model / str(version)).glob("*.weights.safetensors"))
+def is_mapping(model: Path, version: int) -> bool:
+    """Whether the code maps its weights instead of reading them into private memory."""
     return any(b"map_safetensors" in path.read_bytes() for path in _code_files(model, version) if path.suffix == ".py")
 
 

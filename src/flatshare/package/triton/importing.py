@@ -1,6 +1,7 @@
 """From an unpacked Triton repository to an immutable package in the store."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from flatshare.core.settings import StoreLimits
 from flatshare.core.spec import ModelManifest, PackageFile
 from flatshare.package.triton.code import code_digest, imported_packages, is_mapping
 from flatshare.package.triton.environment import PARAMETER, environment_file, unpack_environment
+from flatshare.package.triton.onnx_weights import split_weights
 from flatshare.package.triton.repository import FoundModel, FoundRepository, read_repository
 from flatshare.package.triton.sharing import SHARED, Sharing
 from flatshare.store.catalog import insert_file_tensors
@@ -55,10 +57,10 @@ def import_repository(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     environments = {
         name: environment_file(model.folder, model.config.parameters.get(PARAMETER, "")) for name, model in found.models.items()
     }
-    paths = list(_files(folder, limits))
-    with store.writing() as writer:
+    with tempfile.TemporaryDirectory(prefix="split-", dir=store.incoming_dir) as spare, store.writing() as writer:
+        sources = _sources(folder, found, Path(spare), limits)
         before = store.catalog.disk_bytes()
-        placed = _place(store, folder, paths, found)
+        placed = _place(store, folder, sources, found)
         for path in filter(None, environments.values()):
             unpack_environment(path, placed.digests[str(path.relative_to(folder.resolve()))], store.packages, limits)
         repository = Repository(found.entry, tuple(_units(folder, found, placed, environments)))
@@ -85,16 +87,31 @@ def _files(folder: Path, limits: StoreLimits) -> Iterator[Path]:
         yield path
 
 
-def _place(store: TensorStore, folder: Path, paths: list[Path], found: FoundRepository) -> _Placed:
+def _sources(folder: Path, found: FoundRepository, spare: Path, limits: StoreLimits) -> dict[Path, Path]:
+    """Where each file of the package is read: in the artifact, or beside it, where weights were taken out of an ONNX graph."""
+    sources = {path.relative_to(folder): path for path in _files(folder, limits)}
+    for model in found.models.values():
+        if model.config.backend != "onnxruntime":
+            continue
+        for version in model.versions:
+            place = (model.folder / str(version)).relative_to(folder)
+            into = spare / place
+            into.mkdir(parents=True)
+            if (parts := split_weights(folder / place / model.config.file, into)) is not None:
+                sources |= {place / part.name: part for part in parts}
+    return sources
+
+
+def _place(store: TensorStore, folder: Path, sources: Mapping[Path, Path], found: FoundRepository) -> _Placed:
     files, taken = [], set[Digest]()
     sharing = {name: Sharing(taken) for name in found.models}
-    for path in paths:
-        relative = path.relative_to(folder)
+    for relative, path in sorted(sources.items()):
         file = store.packages.add(path, str(relative))
         files.append(file)
-        owner = next((model for model in found.models.values() if path.is_relative_to(model.folder)), None)
+        owner = next((model for model in found.models.values() if (folder / relative).is_relative_to(model.folder)), None)
         if owner is not None and path.suffix == _WEIGHTS:
-            sharing[owner.config.name].add(path, file, str(path.relative_to(owner.folder)), store.catalog)
+            inside = (folder / relative).relative_to(owner.folder)
+            sharing[owner.config.name].add(path, file, str(inside), store.catalog)
     held = []
     for name, model in found.models.items():
         for digest in sorted(sharing[name].held):
@@ -124,7 +141,7 @@ def _unit(
         imports=imported_packages(model.folder, version, model.config.backend),
         environment=environment,
         weight_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
-        is_mapping=is_mapping(model.folder, version, model.config.backend),
+        is_mapping=model.config.backend == "onnxruntime" or is_mapping(model.folder, version),
         shared=shared,
     )
 

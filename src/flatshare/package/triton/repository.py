@@ -51,7 +51,7 @@ def read_repository(folder: Path, limits: StoreLimits) -> FoundRepository:
         raise BadPackage(f"the repository holds {len(folders)} models, at most {_MAX_MODELS} are accepted in one artifact")
     models = {}
     for path in folders:
-        model = _read_model(path, limits)
+        model = _read_model(path, limits, is_top=path == folder)
         models[model.config.name] = model
     for model in models.values():
         check_ensemble(model.config, {name: other.config for name, other in models.items()})
@@ -59,7 +59,8 @@ def read_repository(folder: Path, limits: StoreLimits) -> FoundRepository:
     return FoundRepository(models, entry, notes)
 
 
-def _read_model(folder: Path, limits: StoreLimits) -> FoundModel:
+def _read_model(folder: Path, limits: StoreLimits, *, is_top: bool) -> FoundModel:
+    """A model's name is its folder's, as on Triton; the folder at the top is named by the platform, so there the config's name counts."""
     path = folder / CONFIG
     if path.is_file() and path.stat().st_size > limits.max_json_bytes:
         raise BadPackage(f"{folder.name}/{CONFIG} has more than {limits.max_json_bytes} bytes")
@@ -68,12 +69,12 @@ def _read_model(folder: Path, limits: StoreLimits) -> FoundModel:
     except UnicodeDecodeError as error:
         raise BadPackage(f"{folder.name}/{CONFIG} is not text: {error}") from error
     json = triton_config.parse(text, folder.name)
-    name = json["name"] or folder.name
+    name = json["name"] if is_top and json["name"] else folder.name
     present = _versions(folder)
     if not json["backend"] and not json["platform"]:
         json["backend"] = _backend_of(folder, present)
-    json["name"] = name
     config = triton_config.read(json, name)
+    json["name"] = name
     versions = config.versions.choose(present)
     if not versions:
         if config.backend != ENSEMBLE:

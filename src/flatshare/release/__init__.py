@@ -1,0 +1,1 @@
+"""What a team does all day: try a package, deploy it, move callers to it and back."""
