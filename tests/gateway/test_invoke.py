@@ -158,7 +158,7 @@ async def test_each_failure_of_an_instance_has_the_contracts_code(
         (invocation(custom_attributes="c" * 1025), "more than 1024 characters"),
         (invocation(inference_id="c" * 65), "more than 64 characters"),
         (Request("POST", "/endpoints/e/async-invocations", {}), "is not an asynchronous endpoint"),
-        (Request("POST", "/endpoints/e/invocations-response-stream", {}), "does not stream"),
+        (Request("POST", "/endpoints/e/invocations-response-stream", {}), "missing a target model"),
         (Request("POST", URI, {b"x-amzn-sagemaker-target-model": b"m", TOO_LARGE: b"1"}), "6291456 bytes"),
     ],
 )

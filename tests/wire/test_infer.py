@@ -42,7 +42,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a list among texts": ({"inputs": ["a", ["b"]]}, "at least one text"),
     "a tensor after a text": ({"inputs": ["a", {}]}, "at least one text"),
     "parameters that are a list": ({"inputs": "a", "parameters": [1]}, '"parameters" must be an object'),
-    "a parameter that is a list": ({"inputs": "a", "parameters": {"a": [1]}}, '"parameters" must be an object'),
+    "a parameter that is a list": ({"inputs": "a", "parameters": {"a": {"b": 1}}}, '"parameters" must be an object'),
     "a query without passages": ({"query": "a"}, '"passages" must be a text or a list'),
     "passages without a query": ({"passages": ["a"]}, '"query" must be a text'),
     "two queries": ({"query": ["a", "b"], "passages": ["a"]}, '"query" must be one text'),

@@ -181,16 +181,26 @@ class Caller:
 @click.option("--passage", "passages", multiple=True, help="For a ranker: the one text is a query, and this a passage. Again for more.")
 @click.option("--body", type=click.File("rb"), help="Send this file as it is, instead of texts ('-' reads stdin).")
 @click.option("--content-type", default="application/json", show_default=True)
+@click.option("--stream", is_flag=True, help="Print what a generating model writes as it comes.")
 @url_option
 @json_option
 def invoke(
-    endpoint: str, target: str, texts: tuple[str, ...], passages: tuple[str, ...], body: Any, content_type: str, url: str, as_json: bool
+    endpoint: str,
+    target: str,
+    texts: tuple[str, ...],
+    passages: tuple[str, ...],
+    body: Any,
+    content_type: str,
+    stream: bool,
+    url: str,
+    as_json: bool,
 ) -> None:
     """Send texts to a target model and print what comes back.
 
     \b
     Examples:
       flatshare invoke embeddings acme/query "where is my parcel?"
+      flatshare invoke drafts acme/reply --stream "My order has not arrived yet."
       flatshare invoke embeddings acme/query --json "where is my parcel?" | jq .embeddings
       flatshare invoke rankers acme/rank "where is my parcel?" --passage "It is on its way." --passage "We are closed."
       echo hello | flatshare invoke embeddings acme/query --body - --content-type text/plain
@@ -201,6 +211,9 @@ def invoke(
         raise click.UsageError("with --passage, give one text: the query")
     fields = {"query": texts[0], "passages": list(passages)} if passages else {"inputs": list(texts)}
     payload = orjson.dumps(fields) if body is None else body.read()
+    if stream:
+        _print_stream(aws_client("sagemaker-runtime", url), endpoint, target, payload, content_type, as_json=as_json)
+        return
     started = time.perf_counter()
     answer = aws_client("sagemaker-runtime", url).invoke_endpoint(
         EndpointName=endpoint, TargetModel=target, ContentType=content_type, Body=payload
@@ -221,3 +234,17 @@ def _show(answer: dict[str, Any], headers: dict[str, str], took_ms: float) -> No
     cold = headers.get("x-flatshare-cold-start-ms")
     state = f"cold start, {float(cold):.1f} ms to load" if cold else "was in memory"
     console.print(f"[dim]{took_ms:.1f} ms; {state}; weights {headers.get('x-flatshare-model-digest', '?')[:12]}[/]")
+
+
+def _print_stream(runtime: Any, endpoint: str, target: str, payload: bytes, content_type: str, *, as_json: bool) -> None:
+    """The first text of the first prompt as it comes; with --json every part, a line each."""
+    from flatshare.client.stream import invoke_with_response_stream, lines_of
+
+    for line in lines_of(invoke_with_response_stream(runtime, endpoint, target, payload, content_type)):
+        if as_json:
+            sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+        elif line.get("prompt") == 0 and line.get("choice") == 0:
+            sys.stdout.write(line["text"])
+        elif "done" in line:
+            sys.stdout.write("\n")
+        sys.stdout.flush()

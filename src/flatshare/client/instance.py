@@ -12,6 +12,7 @@ from typing import Self, cast
 
 import httptools
 
+from flatshare.client.streaming import Streamed, StreamedBody
 from flatshare.core.errors import InstanceGone
 from flatshare.wire.http import Reply
 
@@ -27,19 +28,35 @@ class InstanceClient:
         self._busy: set[_Connection] = set()
         self._is_retired = False
 
-    async def request(self, method: str, path: str, *, headers: Headers = (), body: bytes = b"", timeout_s: float = 60.0) -> Reply:
-        """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`."""
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Headers = (),
+        body: bytes = b"",
+        timeout_s: float = 60.0,
+        streamed: Streamed | None = None,
+    ) -> Reply:
+        """One exchange. Raises InstanceGone if the instance cannot be reached or hangs up, TimeoutError past `timeout_s`.
+
+        An answer of status 200 that comes in chunks, and of whose content type `streamed` says so, is handed over in parts.
+        """
         message = _render_head(method, path, headers, len(body)) + body
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while True:
             lent = await self._borrow()
             with lent:
                 try:
-                    return await lent.connection.exchange(message, deadline_s)
+                    reply = await lent.connection.exchange(message, deadline_s, streamed)
                 except InstanceGone:
                     # A kept-alive connection may have been closed while it lay idle: nothing of the request was read then.
                     if not lent.is_reused or lent.connection.has_answer_begun:
                         raise
+                    continue
+                if reply.parts is not None:
+                    reply.parts = lent.keep(timeout_s)
+                return reply
 
     def retire(self) -> None:
         """No more requests will come: let go of what is idle now, and of the rest when it has been answered."""
@@ -81,12 +98,22 @@ class _Lent:
     pool: InstanceClient
     connection: "_Connection"
     is_reused: bool
+    is_kept: bool = False
 
     def __enter__(self) -> Self:
         return self
 
+    def keep(self, patience_s: float) -> StreamedBody:
+        """The rest of the answer; the connection is given back when it is closed."""
+        self.is_kept = True
+        body = self.connection.body
+        assert body is not None, "an answer in parts without a body. This is a bug."
+        body.take_over(patience_s, lambda: self.pool.give_back(self.connection))
+        return body
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.pool.give_back(self.connection)
+        if not self.is_kept:
+            self.pool.give_back(self.connection)
 
 
 class _Connection(asyncio.Protocol):
@@ -98,6 +125,8 @@ class _Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
+        self._streamed: Streamed | None = None
+        self.body: StreamedBody | None = None
         self.has_answer_begun = False
 
     @property
@@ -106,13 +135,14 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        return self._waiting is None
+        return self._waiting is None and (self.body is None or self.body.is_complete)
 
-    async def exchange(self, message: bytes, deadline_s: float) -> Reply:
+    async def exchange(self, message: bytes, deadline_s: float, streamed: Streamed | None = None) -> Reply:
         assert self._transport is not None, "used before it was connected. This is a bug."
         assert self._waiting is None, "two exchanges on one connection. This is a bug."
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body, self.has_answer_begun = [], [], False
+        self._streamed, self.body = streamed, None
         loop = asyncio.get_running_loop()
         self._waiting = waiting = loop.create_future()
         alarm = loop.call_at(deadline_s, self._expire)
@@ -150,10 +180,28 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name.lower(), value))
 
+    def on_headers_complete(self) -> None:
+        """Decide whether the answer is handed over in parts."""
+        if self._streamed is None or self._waiting is None or self._waiting.done() or self._parser.get_status_code() != 200:
+            return
+        headers = dict(self._headers)
+        if headers.get(b"transfer-encoding") == b"chunked" and self._streamed(headers.get(b"content-type", b"")) and self._transport:
+            self.body = StreamedBody(self._transport)
+            reply = _as_reply(200, self._headers, b"")
+            reply.parts = self.body
+            waiting, self._waiting = self._waiting, None
+            waiting.set_result(reply)
+
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        if self.body is not None:
+            self.body.push(body)
+        else:
+            self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self.body is not None:
+            self.body.complete()
+            return
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.done():
             waiting.set_result(_as_reply(self._parser.get_status_code(), self._headers, b"".join(self._body)))
@@ -163,6 +211,8 @@ class _Connection(asyncio.Protocol):
             self._waiting.set_exception(TimeoutError("the instance did not answer in time"))
 
     def _fail(self, sentence: str) -> None:
+        if self.body is not None:
+            self.body.fail(sentence)
         waiting, self._waiting = self._waiting, None
         if waiting is not None and not waiting.done():
             waiting.set_exception(InstanceGone(sentence))

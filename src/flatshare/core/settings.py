@@ -159,6 +159,7 @@ class InstanceSettings:
     store_dir: Path
     memory_bytes: int = 2048 * MIB
     anonymous_share: float = 0.5  # of the memory: what may be private; the rest is for mapped weights
+    cache_share: float = 0.125  # of the memory: for keys and values of texts being written, and of sessions; within the private share
     disk_bytes: int = 50 * 2**30
     workers: int = 2
     sharing: SharingSettings = field(default_factory=SharingSettings)
@@ -167,6 +168,10 @@ class InstanceSettings:
     patience_s: float = 55.0  # a load waits so long for room; less than the gateway's hold time, so that the reason gets through
     recheck_s: float = 10.0  # how often, at most, a resident model's artifact is looked at again; infinite: never
     drain_s: float = 25.0
+
+    @property
+    def cache_bytes(self) -> int:
+        return int(self.memory_bytes * self.cache_share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,41 @@ TOKENS_PER_RUN = 512
 """Texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text."""
 
 
+Dtype = Literal["F32", "I8"]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One weight. All are float32, little-endian, row-major: other types are widened at import."""
+    """One weight, little-endian, row-major. Other types are widened at import to float32; int8 is what a compact model asked for."""
 
     name: str
     digest: TensorDigest
     shape: tuple[int, ...]
     size_bytes: int
+    dtype: Dtype = "F32"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationSpec:
+    """What an engine must know of a generating model besides its graphs."""
+
+    layers: int
+    """Of the decoder: each has a cache of keys and values."""
+    kv_heads: int
+    head_size: int
+    vocabulary: int
+    positions: int
+    """Prompt and answer together have at most this many tokens."""
+    ends: tuple[int, ...]
+    """Tokens that end a text."""
+    start: int | None = None
+    """Encoder-decoder models only: the token that an answer starts from."""
+    buckets: int = 0
+    """Of relative positions, for models that have them."""
+    furthest: int = 0
+    chat_template: str | None = None
+    template_tokens: tuple[tuple[str, str], ...] = ()
+    """Special tokens by the names that the template uses: bos_token, eos_token …"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +93,7 @@ class ModelManifest:
     """The name of the one that is put there if nobody says."""
     is_normalized: bool = False
     """Whether embeddings have length 1, cut ones too."""
+    generation: GenerationSpec | None = None
     files: tuple[PackageFile, ...] = ()
     """Of a Triton repository; `graph` is then its description (core/repository.py)."""
 

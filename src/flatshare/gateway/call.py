@@ -21,6 +21,8 @@ class ModelCall:
     method: str = "POST"
     action: str = "/invoke"
     """Which call of the container contract, below the model's path."""
+    takes_parts: bool = False
+    """The door can hand on an answer that comes in parts; for others it is collected."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from operator import attrgetter
 from uuid import uuid4
@@ -24,8 +25,9 @@ from flatshare.core.errors import (
 )
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
+from flatshare.gateway import streaming
 from flatshare.gateway.call import Answer, ModelCall
-from flatshare.gateway.routes import RouteTable, model_address
+from flatshare.gateway.routes import RouteTable, Upstream, model_address
 from flatshare.gateway.shadow import Answered, Shadows
 from flatshare.gateway.statistics import ModelStatistics
 from flatshare.telemetry.log import get_logger
@@ -96,7 +98,7 @@ class Invoker:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
             with upstream as client:
                 try:
-                    return Answer(await self._exchange(client, call, key, source), variant)
+                    return Answer(self._hold(await self._exchange(client, call, key, source), upstream), variant)
                 except InstanceHung:
                     raise
                 except InstanceGone as error:
@@ -104,6 +106,18 @@ class Invoker:
                     if tried:
                         raise  # two instances died of it, or under it: a third is not put at risk
                     tried = frozenset({upstream.id})
+
+    def _hold(self, reply: Reply, upstream: Upstream) -> Reply:
+        """An answer that comes in parts is under way until its last."""
+        if reply.parts is not None:
+            self._in_flight += 1
+            upstream.in_flight += 1
+            reply.parts = streaming.HeldParts(reply.parts, partial(self._let_go, upstream))
+        return reply
+
+    def _let_go(self, upstream: Upstream) -> None:
+        self._in_flight -= 1
+        upstream.in_flight -= 1
 
     async def unload(self, endpoint: EndpointName, target: TargetModel) -> None:
         """Take a model out of the memory of every instance that holds it, once its riders are done."""
@@ -129,6 +143,8 @@ class Invoker:
         if answer.reply.status != 404:  # callers invent names
             ran_s = phases.get("model", 0.0)
             self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)
+        if answer.reply.parts is not None:
+            return  # a shadow's stream would have to be compared word by word
         if is_success or isinstance(container.error_in(answer.reply), OF_THE_MODEL):
             self._shadows.copy(Answered(call, answer.reply, outcome.took_s))
 
@@ -136,7 +152,8 @@ class Invoker:
         headers = [*call.headers, *container.source_headers(source), (REQUEST_ID, call.request_id.encode())]
         path, hold_s = f"/models/{key}{call.action}", self._settings.hold_s
         try:
-            return await client.request(call.method, path, headers=headers, body=call.body, timeout_s=hold_s)
+            streamed = streaming.is_streamed if call.takes_parts else None
+            return await client.request(call.method, path, headers=headers, body=call.body, timeout_s=hold_s, streamed=streamed)
         except TimeoutError:
             return await self._too_late(client, key)
 

@@ -9,6 +9,7 @@ from flatshare.core.errors import BadPackage, StoreUnavailable
 from flatshare.core.ids import ModelKey
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Backend, LoadedModel, RemoteBackend, RemoteModel
+from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.board import Board, Marked
 from flatshare.instance.books import Books, Reservation, anonymous_bytes
 from flatshare.instance.finding import Finder
@@ -69,4 +70,7 @@ class Loader:
         if self._board is None:
             return self._backend.load(stored)
         with self._board.marked(key):
-            return Marked(self._backend.load(stored), key, self._board)
+            model = self._backend.load(stored)
+        if isinstance(model, GeneratingModel):  # it runs on the stepper's thread, beside others: who is under way there says little
+            return model
+        return Marked(model, key, self._board)

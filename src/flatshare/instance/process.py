@@ -17,6 +17,7 @@ from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.backends.engines import Engines
+from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.backends.triton.backend import TritonBackend
 from flatshare.instance.board import Board
@@ -59,8 +60,9 @@ async def serve_until_stopped(
     memory = _Memory(settings.store_dir / "instances", settings.name, clock)
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
+    writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=sharing.queue.max_waiting)
     triton = TritonBackend(own_code)
-    backend = Engines({"mapped": engines(settings), "triton": triton})
+    backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, sharing)
     finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
@@ -83,6 +85,7 @@ async def serve_until_stopped(
     await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
     await triton.pool.close()
     finder.close()
+    writer.close()
     _end_work(workbench, threads, lookers)
     memory.board.close()
     log.info("instance_stopped")

@@ -3,15 +3,17 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 from flatshare.core.call import InferCall, InferResult, ModelSource
 from flatshare.core.errors import BadInput, Overloaded
 from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
-from flatshare.instance import batching
+from flatshare.instance import batching, writing
 from flatshare.instance.backends.base import LoadedModel, RemoteModel
+from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.cache import PLAIN_SHARING, Lease, ModelCache
 from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.paces import Paces
@@ -38,15 +40,33 @@ class Server:
         self._body_bytes = 0
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
-        with self._counted(request):
+        async with AsyncExitStack() as held:
+            held.enter_context(self._counted(request))
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
-            async with self._guard(key), self._cache.lease(key, source) as lease:
-                signature = lease.model.signature
-                signature.require(asked.call)
-                run = await self._run(key, lease, asked.call, deadline_s)
-                answer = infer.render(asked, signature.task, run.result, request.header(container.TARGET_MODEL, key), lease.digest)
-                return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+            await held.enter_async_context(self._guard(key))
+            lease = await held.enter_async_context(self._cache.lease(key, source))
+            lease.model.signature.require(asked.call)
+            name = request.header(container.TARGET_MODEL, key)
+            if isinstance(lease.model, GeneratingModel):
+                return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, held)
+            run = await self._run(key, lease, asked.call, deadline_s)
+            answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
+            return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+
+    async def _write(self, asks: "_Writing", request: Request, held: AsyncExitStack) -> Reply:
+        """A model that writes runs on a thread of its own, many texts at once; only tokenising takes a worker."""
+        lease, model = asks.lease, asks.model
+        ticket = Ticket(lease.tenant, deadline_s=asks.deadline_s)
+        prepared = await self._workbench.run(partial(model.prepare, asks.asked.call), None, ticket)
+        form = writing.stream_form(request, asks.asked)
+        if form is not None:
+            reply = await writing.in_parts(model, prepared.result, form, writing.Label(asks.name, lease.digest), held)
+            reply.headers = _timings(lease, prepared.seconds, prepared.waited_s)
+            return reply
+        written = await writing.whole(model, prepared.result, asks.asked)
+        answer = infer.render(asks.asked, model.signature.task, written.result, asks.name, lease.digest)
+        return Reply(200, answer.body, answer.content_type, _timings(lease, written.seconds, prepared.waited_s))
 
     async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
         """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
@@ -89,6 +109,17 @@ class Server:
             yield
         finally:
             self._body_bytes -= size
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """A call of a model that writes."""
+
+    lease: Lease
+    model: GeneratingModel
+    asked: infer.WireCall
+    name: str
+    deadline_s: float | None
 
 
 def _milliseconds(text: str) -> float:

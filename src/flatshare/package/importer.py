@@ -17,6 +17,7 @@ from flatshare.core.spec import TOKENS_PER_RUN, ModelManifest, TensorSpec
 from flatshare.package.checkpoint import Checkpoint, read_checkpoint
 from flatshare.package.folder import Folder
 from flatshare.package.foreign import ONNX_PLACES, ForeignModel, read_foreign
+from flatshare.package.generation.importer import import_generating, is_generating
 from flatshare.package.graphs.blocks import Trunk
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.graphs.heads import SentenceHead, SequenceHead, generated_graph
@@ -49,6 +50,8 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     if is_repository(folder):
         report = import_repository(store, folder, uri, version, limits)
         return ImportReport(report.manifest, report.new_bytes)
+    if is_generating(folder, limits):
+        return ImportReport(*import_generating(store, folder, uri, version, limits))
     parts = _parts(folder, limits)
     purpose = parts.purpose
     has_pairs = isinstance(purpose.head, SequenceHead)

@@ -44,6 +44,9 @@ class Weights:
     def __init__(self, found: Mapping[str, FoundTensor]) -> None:
         self._found = found
 
+    def all(self) -> Mapping[str, FoundTensor]:
+        return self._found
+
     def find(self, spellings: Iterable[str]) -> FoundTensor | None:
         """The tensor under the first of the names that exists."""
         return next((self._found[name] for name in spellings if name in self._found), None)

@@ -15,8 +15,9 @@ from uuid import uuid4
 
 import httptools
 
+from flatshare.core.errors import FlatshareError
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.http import REQUEST_ID, TOO_LARGE, Handler, Reply, Request
+from flatshare.wire.http import REQUEST_ID, TOO_LARGE, Handler, Parts, Reply, Request
 
 log = get_logger("http")
 _ONE_READ = 262_144  # what one read may bring along of the body, or of the next request
@@ -53,6 +54,8 @@ class _Arrival:
 
     request: Request
     is_kept: bool
+    is_chunkable: bool
+    """It speaks HTTP/1.1."""
 
 
 class Registry(Protocol):
@@ -206,7 +209,7 @@ class Connection(asyncio.Protocol):
             self._headers[TOO_LARGE] = b"1"
         self._is_receiving = False
         self._is_in_head = True
-        arrival = _Arrival(self._request(), is_kept=self._parser.should_keep_alive())
+        arrival = _Arrival(self._request(), self._parser.should_keep_alive(), self._parser.get_http_version() != "1.0")
         if self._handling is not None:
             self._arrived.append(arrival)
             if len(self._arrived) > self._bounds.max_pipelined:
@@ -238,7 +241,10 @@ class Connection(asyncio.Protocol):
             reply = await self._handler(arrival.request)
             self._let_go(held_bytes)
             closes = self._closes_after_reply or not arrival.is_kept
-            self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
+            if reply.parts is not None:
+                closes = await self._write_parts(reply, reply.parts, arrival, closes=closes)
+            else:
+                self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
             if reply.afterwards is not None:
                 reply.afterwards()
             if not self._is_writable.is_set():
@@ -271,14 +277,31 @@ class Connection(asyncio.Protocol):
     def _write(self, reply: Reply, *, is_head: bool, closes: bool) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        lines = [b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\n" % (reply.status, _REASONS.get(reply.status, b"-"), len(reply.body))]
-        if reply.body:
-            lines.append(b"content-type: %b\r\n" % reply.content_type)
-        lines += [b"%b: %b\r\n" % pair for pair in reply.headers]
-        lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")
+        lines = _head(reply, b"content-length: %d\r\n" % len(reply.body), closes=closes)
         if not is_head:
             lines.append(reply.body)
         self._transport.write(b"".join(lines))
+
+    async def _write_parts(self, reply: Reply, parts: Parts, arrival: _Arrival, *, closes: bool) -> bool:
+        """Each part as it comes, no faster than the caller reads. Whether the connection must be closed after it."""
+        try:
+            if self._transport is None or arrival.request.method == "HEAD":
+                self._write(reply, is_head=True, closes=True)
+                return True
+            closes = closes or not arrival.is_chunkable  # before HTTP/1.1, a body of unknown length ends with the connection
+            self._transport.write(b"".join(_head(reply, b"transfer-encoding: chunked\r\n" if arrival.is_chunkable else b"", closes=closes)))
+            async for part in parts:
+                if part:
+                    self._transport.write(b"%x\r\n%b\r\n" % (len(part), part) if arrival.is_chunkable else part)
+                await self._is_writable.wait()
+            self._transport.write(b"0\r\n\r\n" if arrival.is_chunkable else b"")
+            return closes
+        except FlatshareError as error:
+            log.warning("stream_broke", reason=str(error))
+            self.abort()  # without the last chunk, so that nobody takes a part for the whole
+            return True
+        finally:
+            await parts.aclose()
 
     def _refuse(self, status: int, reason: bytes) -> None:
         """An answer below the level of any protocol, and the end of the connection."""
@@ -294,6 +317,16 @@ class Connection(asyncio.Protocol):
         if self._header_bytes > self._bounds.max_header_bytes:
             self._refuse(431, b"the headers are too large")
             raise _Refused
+
+
+def _head(reply: Reply, length: bytes, *, closes: bool) -> list[bytes]:
+    """Up to the empty line, in pieces; `length` says how the body's end is known."""
+    lines = [b"HTTP/1.1 %d %b\r\n%b" % (reply.status, _REASONS.get(reply.status, b"-"), length)]
+    if reply.body or reply.parts is not None:
+        lines.append(b"content-type: %b\r\n" % reply.content_type)
+    lines += [b"%b: %b\r\n" % pair for pair in reply.headers]
+    lines.append(b"connection: close\r\n\r\n" if closes else b"\r\n")
+    return lines
 
 
 class _Refused(Exception):

@@ -17,7 +17,7 @@ import orjson
 
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.signature import Task
-from flatshare.core.spec import ModelManifest, PackageFile, TensorPlace, TensorSpec
+from flatshare.core.spec import GenerationSpec, ModelManifest, PackageFile, TensorPlace, TensorSpec
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS packs (id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
@@ -259,10 +259,16 @@ class Catalog:
         return connection
 
 
+def layout_of(tensor: TensorSpec) -> str:
+    """Shape and type as the catalog keeps them: `[2,3]` is float32, `I8[2,3]` is int8."""
+    shape = orjson.dumps(tensor.shape).decode()
+    return shape if tensor.dtype == "F32" else tensor.dtype + shape
+
+
 def insert_pack(sql: sqlite3.Connection, pack: str, size_bytes: int, tensors: Iterable[tuple[TensorSpec, int]]) -> None:
     """A pack and the tensors in it, each with its offset. A tensor that another pack holds already stays there."""
     sql.execute("INSERT OR REPLACE INTO packs VALUES (?, ?)", (pack, size_bytes))
-    rows = [(tensor.digest, pack, offset, tensor.size_bytes, orjson.dumps(tensor.shape).decode()) for tensor, offset in tensors]
+    rows = [(tensor.digest, pack, offset, tensor.size_bytes, layout_of(tensor)) for tensor, offset in tensors]
     sql.executemany("INSERT OR IGNORE INTO tensors VALUES (?, ?, ?, ?, ?)", rows)
 
 
@@ -284,11 +290,18 @@ def _manifest_from_json(text: bytes) -> ModelManifest:
     tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
     notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
     files = tuple(PackageFile(**file) for file in fields.pop("files", ()))
-    task = Task(fields.pop("task", Task.EMBEDDING))
-    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, files=files, **fields)
+    task, generation = Task(fields.pop("task", Task.EMBEDDING)), _generation(fields.pop("generation", None))
+    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, generation=generation, files=files, **fields)
+
+
+def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:
+    if fields is None:
+        return None
+    tokens = tuple((name, token) for name, token in fields.pop("template_tokens"))
+    return GenerationSpec(ends=tuple(fields.pop("ends")), template_tokens=tokens, **fields)
 
 
 def _tensor(fields: dict[str, Any]) -> TensorSpec:
     """Interned, since many models in memory have names and tensors in common."""
     digest = TensorDigest(sys.intern(fields["digest"]))
-    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"])
+    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"], fields.get("dtype", "F32"))

@@ -33,6 +33,11 @@ class PackMap:
         tensor: NDArray[np.float32] = self._bytes[offset : offset + size_bytes].view(np.float32).reshape(shape)
         return tensor
 
+    def int8(self, offset: int, shape: tuple[int, ...], size_bytes: int) -> NDArray[np.int8]:
+        """The same of int8."""
+        tensor: NDArray[np.int8] = self._bytes[offset : offset + size_bytes].view(np.int8).reshape(shape)
+        return tensor
+
 
 class MapPool:
     """The packs that are mapped now, shared by all models of the process. Safe from several threads."""

@@ -18,18 +18,17 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
-from flatshare.core.spec import ModelManifest, StoredModel, TensorSpec
-from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack
+from flatshare.core.spec import Dtype, ModelManifest, StoredModel, TensorSpec
+from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack, layout_of
 from flatshare.store.packages import PackageArea, removed
 from flatshare.store.recognition import Recognizer, sketch_of
 
@@ -194,9 +193,9 @@ class TensorStore:
         writer = StoreWriter(self)
         try:
             with self.pack_path(pack).open("rb") as file:
-                for digest, place, size, shape in tensors:
+                for digest, place, size, _ in tensors:
                     file.seek(place.offset)
-                    writer.append(TensorSpec("", digest, tuple(orjson.loads(shape)), size), file.read(size))
+                    writer.append(TensorSpec("", digest, (), size), file.read(size))
             self._move(pack, *writer.finish_pack())
             writer.keep()
         finally:
@@ -255,13 +254,14 @@ class StoreWriter:
         """Size of the tensors that no earlier import had brought."""
         return sum(tensor.size_bytes for tensor, _ in self._written)
 
-    def add_tensor(self, name: str, array: NDArray[np.float32]) -> TensorSpec:
-        """Store the tensor unless it is known, and return it with its digest: sha256 over shape and little-endian bytes."""
-        values = np.ascontiguousarray(array, dtype="<f4").reshape(-1).view(np.uint8)
-        sketch = sketch_of(_shape_text(array.shape), values)
-        known = self._recognizer.known(sketch, array.shape, values) if sketch else None
-        digest = known or _hashed(_shape_text(array.shape), values.data)
-        tensor = TensorSpec(name, digest, tuple(array.shape), values.nbytes)
+    def add_tensor(self, name: str, array: NDArray[np.float32] | NDArray[np.int8]) -> TensorSpec:
+        """Store the tensor unless it is known, and return it with its digest: sha256 over type, shape and little-endian bytes."""
+        dtype: Dtype = "I8" if array.dtype == np.int8 else "F32"
+        values = np.ascontiguousarray(array, dtype="i1" if dtype == "I8" else "<f4").reshape(-1).view(np.uint8)
+        unnamed = TensorSpec(name, TensorDigest(""), tuple(array.shape), values.nbytes, dtype)
+        sketch = sketch_of(layout_of(unnamed), values) if values.nbytes % 4 == 0 else None
+        known = self._recognizer.known(sketch, (values.nbytes // 4,), values) if sketch else None
+        tensor = replace(unnamed, digest=(digest := known or _hashed(layout_of(unnamed), values.data)))
         if known is None and digest not in self._digests and not self._store.catalog.has_tensor(digest):
             self.append(tensor, values.data)
             if sketch:
@@ -363,14 +363,10 @@ def _is_out_of_space(error: OSError | sqlite3.OperationalError) -> bool:
     return error.errno in _OUT_OF_SPACE if isinstance(error, OSError) else error.sqlite_errorcode == sqlite3.SQLITE_FULL
 
 
-def _hashed(shape_text: str, data: bytes | memoryview) -> TensorDigest:
-    hasher = hashlib.sha256(f"F32{shape_text}".encode())
+def _hashed(layout: str, data: bytes | memoryview) -> TensorDigest:
+    hasher = hashlib.sha256(f"F32{layout}".encode())
     hasher.update(data)
     return TensorDigest(hasher.hexdigest())
-
-
-def _shape_text(shape: tuple[int, ...]) -> str:
-    return "[" + ",".join(str(n) for n in shape) + "]"
 
 
 def _make_durable(path: Path) -> None:

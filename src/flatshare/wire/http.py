@@ -5,6 +5,7 @@ Every door (gateway, control, instance) is `async (Request) -> Reply`, so a test
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from flatshare.core.errors import BodyTooLarge
 
@@ -35,6 +36,17 @@ class Request:
         return default if value is None else value.decode("latin-1")
 
 
+class Parts(Protocol):
+    """A body that comes piece by piece. Whoever holds it must close it, whether or not it was read to its end."""
+
+    def __aiter__(self) -> "Parts": ...
+
+    async def __anext__(self) -> bytes: ...
+
+    async def aclose(self) -> None:
+        """Nobody reads on: what makes the parts stops, and what it held is given back. May be called twice."""
+
+
 @dataclass(slots=True)
 class Reply:
     """One HTTP answer."""
@@ -45,6 +57,8 @@ class Reply:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     afterwards: Callable[[], None] | None = None
     """Called once the answer is on its way: bookkeeping that the caller need not wait for."""
+    parts: Parts | None = None
+    """In place of `body`."""
 
 
 Handler = Callable[[Request], Awaitable[Reply]]

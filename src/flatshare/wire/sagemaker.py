@@ -25,9 +25,9 @@ FORWARDED = (
 RETURNED = (b"x-amzn-sagemaker-custom-attributes", b"x-amzn-sagemaker-new-session-id", b"x-amzn-sagemaker-closed-session-id")
 """What the container may tell the caller."""
 _MAX_CHARS = {"x-amzn-sagemaker-custom-attributes": 1024, "x-amzn-sagemaker-inference-id": 64, "x-amzn-sagemaker-session-id": 256}
+_STREAM_ROAD = "invocations-response-stream"
 OTHER_ROADS = {
     "async-invocations": "is not an asynchronous endpoint: call InvokeEndpoint",
-    "invocations-response-stream": "does not stream, for the models of a multi-model endpoint answer as a whole: call InvokeEndpoint",
 }
 FOREIGN = {
     "x-amzn-sagemaker-target-container-hostname": "has one container, so there is no TargetContainerHostname to choose. Leave it out.",
@@ -44,6 +44,8 @@ class Invocation:
     target: TargetModel | None
     variant: VariantName | None
     request: Request
+    is_streamed: bool = False
+    """InvokeEndpointWithResponseStream: the answer goes as event-stream frames. TargetModel is our extension there."""
 
     @property
     def forwarded_headers(self) -> list[tuple[bytes, bytes]]:
@@ -69,6 +71,7 @@ def parse_invocation(request: Request) -> Invocation | None:
         target=checked_target(_utf8(target)) if target else None,
         variant=VariantName(variant) if variant else None,
         request=request,
+        is_streamed=path["road"] == _STREAM_ROAD,
     )
 
 

@@ -6,20 +6,20 @@ from typing import Any
 import numpy as np
 import orjson
 
-from flatshare.core.call import InferCall, InferResult
+from flatshare.core.call import InferCall, InferResult, Scalar
 from flatshare.core.errors import BadInput
 from flatshare.core.signature import Task
-from flatshare.core.tensor import text_tensor
+from flatshare.core.tensor import BYTES, text_tensor
 
-TEXT, QUERY, PASSAGES = "text", "query", "passages"
+TEXT, QUERY, PASSAGES, MESSAGES = "text", "query", "passages", "messages"
 EMBEDDING, LABEL, SCORE = "embedding", "label", "score"
 
 
 def parse(fields: Mapping[str, Any]) -> InferCall:
     """Raises BadInput with what is accepted."""
-    parameters = fields.get("parameters", {})
-    if not isinstance(parameters, dict) or not all(isinstance(value, str | int | float | bool) for value in parameters.values()):
-        raise BadInput('"parameters" must be an object of texts, numbers and booleans')
+    parameters = _parameters(fields)
+    if MESSAGES in fields:
+        return InferCall({MESSAGES: text_tensor(MESSAGES, [orjson.dumps(fields[MESSAGES]).decode()])}, parameters)
     if QUERY in fields or PASSAGES in fields:
         query = _texts(fields.get(QUERY), QUERY)
         if len(query) != 1:
@@ -28,7 +28,9 @@ def parse(fields: Mapping[str, Any]) -> InferCall:
             {QUERY: text_tensor(QUERY, query), PASSAGES: text_tensor(PASSAGES, _texts(fields.get(PASSAGES), PASSAGES))}, parameters
         )
     if "inputs" not in fields:
-        raise BadInput('the body must be an object with "inputs" (a text, a list of texts, or v2 tensors), or with "query" and "passages"')
+        raise BadInput(
+            'the body must be an object with "inputs" (a text, a list of texts, or v2 tensors), with "query" and "passages", or "messages"'
+        )
     return InferCall({TEXT: text_tensor(TEXT, _texts(fields["inputs"], "inputs"))}, parameters)
 
 
@@ -79,7 +81,12 @@ def _ranks(result: InferResult) -> dict[str, Any]:
 
 
 def _generated(result: InferResult) -> dict[str, Any]:
-    return {"texts": result.output(TEXT).texts()}
+    """Texts in the order of prompts, the best or first of each prompt first; and what else the model says of each."""
+    answer: dict[str, Any] = {"texts": result.output(TEXT).texts()}
+    for tensor in result.outputs:
+        if tensor.name != TEXT:
+            answer[f"{tensor.name.removesuffix('s')}s"] = tensor.texts() if tensor.datatype == BYTES else tensor.data
+    return answer
 
 
 _VIEWS: Mapping[Task, Callable[[InferResult], dict[str, Any]]] = {
@@ -89,6 +96,17 @@ _VIEWS: Mapping[Task, Callable[[InferResult], dict[str, Any]]] = {
     Task.RANKING: _ranks,
     Task.GENERATION: _generated,
 }
+
+
+def _parameters(fields: Mapping[str, Any]) -> dict[str, Scalar]:
+    """As scalars: a list of texts becomes its JSON. "stream" may stand beside them, as many clients send it."""
+    parameters = fields.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadInput('"parameters" must be an object of texts, numbers and booleans')
+    flat = {name: orjson.dumps(value).decode() if isinstance(value, list) else value for name, value in parameters.items()}
+    if not all(isinstance(value, str | int | float | bool) for value in flat.values()):
+        raise BadInput('"parameters" must be an object of texts, numbers, booleans and lists')
+    return flat | ({"stream": True} if fields.get("stream") is True else {})
 
 
 def _texts(value: object, name: str) -> list[str]:

@@ -13,8 +13,8 @@ import orjson
 
 from flatshare.core.call import Scalar
 from flatshare.core.errors import BadInput, ModelFailed, Unsupported
-from flatshare.core.tensor import BYTES, DTYPES
-from flatshare.wire import v2_http
+from flatshare.core.tensor import BYTES, DTYPES, text_tensor
+from flatshare.wire import v2, v2_http
 from flatshare.wire.v2_schema import MESSAGES
 
 _CONTENTS = {"BOOL": "bool_contents", "INT64": "int64_contents", "UINT64": "uint64_contents", "FP32": "fp32_contents"}
@@ -75,6 +75,29 @@ def render(body: bytes, content_type: bytes, model_name: str) -> Any:
             begin = end
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise ModelFailed("the model's container did not answer with v2 tensors in binary form") from error
+    return response
+
+
+def render_line(line: bytes, model_name: str, identity: str) -> Any:
+    """A ModelInferResponse from one line of what a model writes (wire/generation.py).
+
+    A piece of text is the output `text`; the last response has the whole texts, and why each ended. Raises ModelFailed.
+    """
+    fields = orjson.loads(line)
+    if "error" in fields:
+        raise ModelFailed(str(fields["error"]))
+    response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=v2_http.VERSION, id=identity)
+    done = fields.get("done")
+    if done is None:
+        set_scalars(response.parameters, {"prompt": fields["prompt"], "choice": fields["choice"], "triton_final_response": False})
+        tensors = [text_tensor("text", [fields["text"]])]
+    else:
+        set_scalars(response.parameters, {"triton_final_response": True, "model_digest": done["model"]["digest"]})
+        names = {"complete_text": "text", "finish_reason": "finish_reason"}
+        tensors = [text_tensor(name, [text[field] for text in done["texts"]]) for name, field in names.items()]
+    for tensor in tensors:
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(v2.to_bytes(tensor))
     return response
 
 

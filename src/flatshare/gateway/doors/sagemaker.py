@@ -4,6 +4,7 @@ from functools import partial
 
 from flatshare.core.errors import FlatshareError
 from flatshare.core.settings import GatewaySettings
+from flatshare.gateway import streaming
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import OF_THE_MODEL, Invoker, Outcome, stopwatch
 from flatshare.gateway.routes import RouteTable
@@ -32,6 +33,8 @@ class SageMakerDoor:
                 call = self._call(request)
                 answer = await self._invoker.ask(call)
                 reply = self._reply(call, answer)
+                if request.is_streamed:
+                    reply = streaming.framed(reply)
         except FlatshareError as error:
             reply = sagemaker.error_reply(error, request.request.id)
         outcome = Outcome(request.endpoint, reply.status, seconds(), call, answer)
@@ -45,7 +48,9 @@ class SageMakerDoor:
         if request.target is None:
             raise sagemaker.missing_target(request.request.id)
         headers, body = tuple(request.forwarded_headers), request.request.body
-        return ModelCall(request.endpoint, request.target, request.request.id, request.variant, headers, body)
+        if request.is_streamed:
+            headers = (*headers, (container.STREAM, b"1"))
+        return ModelCall(request.endpoint, request.target, request.request.id, request.variant, headers, body, takes_parts=True)
 
     def _reply(self, call: ModelCall, answer: Answer) -> Reply:
         said = answer.reply
@@ -53,7 +58,8 @@ class SageMakerDoor:
             return self._error(call, said)
         kept = [pair for pair in said.headers if pair[0] in _KEPT]
         variant = (b"x-amzn-invoked-production-variant", answer.variant.name.encode())
-        return Reply(said.status, said.body, said.content_type, [*kept, variant, (REQUEST_ID, call.request_id.encode())])
+        headers = [*kept, variant, (REQUEST_ID, call.request_id.encode())]
+        return Reply(said.status, said.body, said.content_type, headers, parts=said.parts)
 
     def _error(self, call: ModelCall, said: Reply) -> Reply:
         """The model's own errors become 424 ModelError; the platform's keep their meaning."""

@@ -36,6 +36,8 @@ class InferRequest:
     version: str
     body: bytes
     json_bytes: int
+    is_streamed: bool = False
+    """The answer may come in parts; whoever asks so closes them."""
 
 
 class OpenInference:
@@ -68,7 +70,11 @@ class OpenInference:
             with self._invoker.admitted():
                 model = await self._model(visitor, request.name, request.version)
                 headers = v2_http.instance_headers(request.json_bytes, request.name)
-                call = ModelCall(model.endpoint, model.target, visitor.request_id, headers=headers, body=request.body)
+                if request.is_streamed:
+                    headers = (*headers, (container.STREAM, b"1"))
+                call = ModelCall(
+                    model.endpoint, model.target, visitor.request_id, headers=headers, body=request.body, takes_parts=request.is_streamed
+                )
                 answer = await self._invoker.ask(call)
                 reply = _successful(answer)
                 status = reply.status

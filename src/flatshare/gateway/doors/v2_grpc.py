@@ -11,6 +11,7 @@ from flatshare.core.errors import AccessDenied, FlatshareError, Unauthenticated,
 from flatshare.gateway.doors import v2
 from flatshare.gateway.doors.v2 import InferRequest, OpenInference
 from flatshare.gateway.invoke import request_ids
+from flatshare.gateway.streaming import WholeLines
 from flatshare.gateway.visitor import Visitor
 from flatshare.serving.rpc import Caller, Refusal, Service, Streaming, Unary
 from flatshare.telemetry.log import get_logger
@@ -93,9 +94,8 @@ class V2GrpcDoor:
             visitor = self._visitor("ModelStreamInfer", caller)
             try:
                 await self._core.readiness.until_started()
-                answer = await self._infer(request, visitor)
-                v2_grpc.set_scalars(answer.parameters, {"triton_final_response": True})
-                yield MESSAGES["ModelStreamInferResponse"](infer_response=answer)
+                async for answer in self._answers(request, visitor):
+                    yield MESSAGES["ModelStreamInferResponse"](infer_response=answer)
                 continue
             except FlatshareError as error:
                 self._core.failed(error)
@@ -106,6 +106,23 @@ class V2GrpcDoor:
                 sentence = _internal(visitor)
             failed = MESSAGES["ModelInferResponse"](id=request.id, model_name=request.model_name)
             yield MESSAGES["ModelStreamInferResponse"](error_message=sentence, infer_response=failed)
+
+    async def _answers(self, request: Any, visitor: Visitor) -> AsyncIterator[Any]:
+        """One, or what a model writes as it comes; the last says that it is."""
+        message = v2_grpc.parse(request)
+        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes, is_streamed=True)
+        reply = await self._core.infer(visitor, asked)
+        if reply.parts is None:
+            answer = v2_grpc.render(reply.body, reply.content_type, request.model_name)
+            v2_grpc.set_scalars(answer.parameters, {"triton_final_response": True})
+            yield answer
+            return
+        try:
+            async for lines in WholeLines(reply.parts):
+                for line in lines.splitlines():
+                    yield v2_grpc.render_line(line, request.model_name, request.id)
+        finally:
+            await reply.parts.aclose()
 
     async def _server_live(self, _: Any, __: Visitor) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)

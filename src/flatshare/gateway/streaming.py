@@ -1,0 +1,111 @@
+"""Answers that come in parts, on their way through the gateway: held to account until they end, and wrapped into AWS's frames."""
+
+from collections.abc import Callable
+
+import orjson
+
+from flatshare.core.errors import FlatshareError
+from flatshare.wire import eventstream, generation
+from flatshare.wire.http import Parts, Reply
+
+_TYPES = (generation.EVENTS.content_type, generation.LINES.content_type)
+_ERROR_LINE = b'{"error":'
+
+
+def is_streamed(content_type: bytes) -> bool:
+    """What goes on to the caller as it comes; other chunked answers are collected first."""
+    return content_type.partition(b";")[0].strip() in _TYPES
+
+
+class HeldParts:
+    """Parts of which somebody wants to know when they have ended."""
+
+    def __init__(self, parts: Parts, ended: Callable[[], None]) -> None:
+        self._parts = parts
+        self._ended: Callable[[], None] | None = ended
+
+    def __aiter__(self) -> "HeldParts":
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self._parts.__anext__()
+
+    async def aclose(self) -> None:
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            try:
+                await self._parts.aclose()
+            finally:
+                ended()
+
+
+class WholeLines:
+    """Parts that end where a line ends, but for the last."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._held = b""
+        self._has_ended = False
+
+    def __aiter__(self) -> "WholeLines":
+        return self
+
+    async def __anext__(self) -> bytes:
+        lines = b""
+        while not lines:
+            if self._has_ended:
+                raise StopAsyncIteration
+            try:
+                self._held += await self._parts.__anext__()
+                end = self._held.rfind(b"\n") + 1
+            except StopAsyncIteration:
+                self._has_ended, end = True, len(self._held)
+            lines, self._held = self._held[:end], self._held[end:]
+        return lines
+
+
+class FramedParts:
+    """Parts as event-stream frames, each of whole lines. An end before the end becomes the exception that AWS's clients know."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._lines = WholeLines(parts)
+        self._has_ended = False
+
+    def __aiter__(self) -> "FramedParts":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._has_ended:
+            raise StopAsyncIteration
+        try:
+            lines = await self._lines.__anext__()
+        except FlatshareError as error:
+            self._has_ended = True
+            return eventstream.internal_stream_failure(str(error))
+        if lines.startswith(_ERROR_LINE):
+            self._has_ended = True
+            return _failure(lines)
+        return eventstream.payload_part(lines)
+
+    async def aclose(self) -> None:
+        await self._parts.aclose()
+
+
+def framed(reply: Reply) -> Reply:
+    """A good answer as InvokeEndpointWithResponseStream gives it; one that does not come in parts is one frame."""
+    if reply.status >= 300:
+        return reply
+    reply.headers.append((b"x-amzn-sagemaker-content-type", reply.content_type))
+    reply.content_type = eventstream.CONTENT_TYPE
+    if reply.parts is not None:
+        reply.parts = FramedParts(reply.parts)
+    else:
+        reply.body = eventstream.payload_part(reply.body)
+    return reply
+
+
+def _failure(line: bytes) -> bytes:
+    """Our own instance's last line, if it failed."""
+    fields = orjson.loads(line)
+    return eventstream.model_stream_error(str(fields.get("error")), str(fields.get("type")))

@@ -1,0 +1,1 @@
+"""Models that write: prompts in, texts out, token by token, many at once (docs/generation.md)."""

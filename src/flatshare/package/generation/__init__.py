@@ -1,0 +1,1 @@
+"""Checkpoints of models that write: T5 and Llama shapes, from safetensors or GGUF."""

@@ -1,0 +1,97 @@
+"""Llama-shaped causal models as one generated graph, for prompts and for steps (Touvron et al., 2023).
+
+A prompt is one row of any length, behind what the cache has already; a step is one token for each of many rows.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from flatshare.package.graphs.builder import CONTRIB
+from flatshare.package.graphs.steps import GenerationGraphs, StepBuilder, pack
+
+COSINES, SINES = "rotary.cosines", "rotary.sines"
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaShape:
+    """The sizes in config.json that decide the graph."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    positions: int
+    epsilon: float
+    theta: float
+    is_tied: bool
+    has_bias: bool
+    is_compact: bool = False
+
+
+@lru_cache(maxsize=8)
+def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
+    """input_ids int64 [rows, tokens] and a cache → logits of each row's last token."""
+    g = StepBuilder(is_compact=shape.is_compact)
+    g.input("input_ids", TensorProto.INT64, ["rows", "tokens"])
+    g.input("last_positions", TensorProto.INT32, ["rows"])
+    g.input("longest", TensorProto.INT32, [1])
+    g.integers("flat", -1, shape.hidden)
+    g.node("Concat", [g.node("Shape", ["input_ids"], "rows_tokens"), g.integers("rest", -1)], "full", axis=0)
+    x = g.node("Reshape", [g.look_up("model.embed_tokens", "input_ids", shape.vocabulary, shape.hidden, "embedded"), "flat"], "x")
+    normed = g.rms_norm(x, "model.layers.0.input_layernorm", shape.hidden, shape.epsilon, "normed")
+    for layer in range(shape.layers):
+        x, normed = _layer(g, shape, layer, x, normed)
+    last = g.node("Reshape", [normed, "full"], "last_full")
+    last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
+    g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits", is_fine=True)
+    g.output("logits", ["rows", shape.vocabulary])
+    return GenerationGraphs(pack(g.build("llama"), b""), tuple(g.weights.values()))
+
+
+def rotary_tables(shape: LlamaShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines [positions, head_size / 2], computed in float32 as transformers does."""
+    frequencies = 1.0 / (np.float32(shape.theta) ** (np.arange(0, shape.head_size, 2, dtype=np.float32) / np.float32(shape.head_size)))
+    angles = np.arange(shape.positions, dtype=np.float32)[:, None] * frequencies.astype(np.float32)[None, :]
+    return np.cos(angles), np.sin(angles)
+
+
+def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -> tuple[str, str]:
+    """One layer: from the residual stream and its norm to those of the next."""
+    name = f"model.layers.{layer}"
+    qkv = []
+    for part, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads)):
+        source, width = f"{name}.self_attn.{part}_proj", heads * shape.head_size
+        flat = g.project(normed, source, shape.hidden, width, f"{name}.{part}.flat")
+        if shape.has_bias:
+            flat = g.node("Add", [flat, g.weight(f"{source}.bias", width)], f"{name}.{part}.biased")
+        qkv.append(g.node("Reshape", [flat, "full"], f"{name}.{part}"))
+    attended = _attend(g, shape, layer, qkv)
+    flat = g.node("Reshape", [attended, g.integers("attended_flat", -1, shape.heads * shape.head_size)], f"{name}.attended.flat")
+    out = g.project(flat, f"{name}.self_attn.o_proj", shape.heads * shape.head_size, shape.hidden, f"{name}.o")
+    middle = g.add_rms_norm(out, x, f"{name}.post_attention_layernorm", shape.hidden, shape.epsilon, f"{name}.middle")
+    gate = g.project(middle, f"{name}.mlp.gate_proj", shape.hidden, shape.intermediate, f"{name}.gate")
+    up = g.project(middle, f"{name}.mlp.up_proj", shape.hidden, shape.intermediate, f"{name}.up")
+    active = g.node("QuickGelu", [gate], f"{name}.active", domain=CONTRIB, alpha=1.0)  # x * sigmoid(x): SiLU
+    inner = g.node("Mul", [active, up], f"{name}.inner")
+    down = g.project(inner, f"{name}.mlp.down_proj", shape.intermediate, shape.hidden, f"{name}.down")
+    norm = "model.norm" if layer == shape.layers - 1 else f"model.layers.{layer + 1}.input_layernorm"
+    following = g.add_rms_norm(down, f"{name}.middle.sum", norm, shape.hidden, shape.epsilon, f"{name}.out")
+    return f"{following}.sum", following
+
+
+def _attend(g: StepBuilder, shape: LlamaShape, layer: int, qkv: list[str]) -> str:
+    dims: list[str | int] = ["rows", shape.kv_heads, "capacity", shape.head_size]
+    past = [g.input(f"past.{layer}.{part}", TensorProto.FLOAT, dims) for part in ("key", "value")]
+    present = [g.output(f"present.{layer}.{part}", dims) for part in ("key", "value")]
+    tables = [g.weight(table, shape.positions, shape.head_size // 2) for table in (COSINES, SINES)]
+    inputs = [*qkv, *past, "last_positions", "longest", *tables]
+    sizes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    unused = tuple(present)
+    return g.node("GroupQueryAttention", inputs, f"attended.{layer}", domain=CONTRIB, unused=unused, do_rotary=1, **sizes)
