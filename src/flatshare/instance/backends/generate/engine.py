@@ -22,6 +22,7 @@ from flatshare.instance.backends.generate.session import GraphSession, Weights
 from flatshare.instance.backends.generate.stepper import Stepper
 from flatshare.instance.backends.generate.t5 import T5Network
 from flatshare.instance.backends.generate.vocabulary import Vocabulary
+from flatshare.instance.backends.sessions import share_one_arena
 from flatshare.package.graphs import steps
 from flatshare.store.mapping import MapPool
 
@@ -44,6 +45,7 @@ class GenerateBackend:
     """Loads models that write."""
 
     def __init__(self, *, threads: int, cache_bytes: int, max_jobs: int) -> None:
+        share_one_arena()
         self._threads = threads
         self._cache_bytes = cache_bytes
         self._maps = MapPool()
