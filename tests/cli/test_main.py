@@ -119,7 +119,7 @@ def test_the_commands_of_an_instance_do_not_carry_the_aws_client() -> None:
 
 
 def test_each_command_names_a_module_that_exists() -> None:
-    from flatshare.cli.main import _COMMANDS
+    from flatshare.cli.main import _ATTRIBUTES, _COMMANDS
 
     for name, module in _COMMANDS.items():
-        assert isinstance(getattr(import_module(module), name), click.Command)
+        assert isinstance(getattr(import_module(module), _ATTRIBUTES.get(name, name)), click.Command)

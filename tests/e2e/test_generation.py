@@ -5,6 +5,7 @@ import queue
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,5 +155,5 @@ def test_a_caller_who_speaks_http_1_0_gets_the_parts_until_the_connection_ends(w
 
 def test_the_command_line_prints_what_comes(writing: Endpoint, tmp_path: Path) -> None:
     command = ["flatshare", "invoke", writing.name, "acme/reply", "--stream", "--url", writing.server.url, TEXT]
-    told = subprocess.run(["python", "-m", *command], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True, text=True).stdout
     assert told.rstrip("\n") == call(writing, "acme/reply", inputs=TEXT)["texts"][0].rstrip("\n")

@@ -59,7 +59,7 @@ def test_chance_draws_as_often_as_the_probabilities_say(logits: NDArray[np.float
 def test_log_probabilities_are_normal(logits: NDArray[np.float32]) -> None:
     found = log_probabilities(logits)
     np.testing.assert_allclose(np.exp(found.astype(np.float64)).sum(), 1, rtol=1e-4)
-    assert found.argmax() == logits.argmax()
+    assert found[logits.argmax()] == found.max()  # rounding may make others its equals
 
 
 @given(LOGITS, st.floats(1.01, 3))

@@ -48,7 +48,13 @@ def _show(done: list[Any], *, as_json: bool) -> None:
 
 @click.group(short_help="What happened, and what it cost.")
 def report() -> None:
-    """Reports of a running server."""
+    """Reports of a running server, and of traffic.
+
+    \b
+    Examples:
+      flatshare report cold                            which requests met a cold start, and why
+      flatshare report fit traffic.csv                 which models fit a shared endpoint
+    """
 
 
 @report.command()

@@ -106,7 +106,8 @@ _RUNTIME_MEMBERS: Mapping[str, str] = {
     "EnableExplanations": "x-amzn-sagemaker-enable-explanations",
 }
 _RUNTIME_WITHOUT_EFFECT = {"PrefixAwareId"}
-_RUNTIME_ROADS = {"InvokeEndpointAsync": "async-invocations", "InvokeEndpointWithResponseStream": "invocations-response-stream"}
+_REFUSED_ROADS = {"InvokeEndpointAsync": "async-invocations"}
+_STREAMED = "for models that write; AWS has no TargetModel there: the header `X-Amzn-SageMaker-Target-Model` names it, an extension of ours"
 
 
 def render() -> str:
@@ -160,7 +161,8 @@ def _runtime() -> Iterator[str]:
             location = shape.members[member].serialization.get("name", "").lower()
             note = "passed on to the container" if location in FORWARDED else ""
             yield f"| InvokeEndpoint | `{member}` | supported | {note or '-'} |"
-    for operation, road in _RUNTIME_ROADS.items():
+    yield f"| InvokeEndpointWithResponseStream | | supported | {_STREAMED} |"
+    for operation, road in _REFUSED_ROADS.items():
         yield f"| {operation} | | refused | a multi-model endpoint {_sentence(OTHER_ROADS[road])} |"
 
 
