@@ -78,3 +78,14 @@ def test_a_triton_repository_comes_over_and_what_cannot_is_named(run: Flatshare,
     assert broken["model"] == "acme/broken"
     assert "config.pbtxt" in broken["left"]
     assert (double["model"], double["version"], double["endpoint"]) == ("acme/double", 1, "flatshare-tensors")
+
+
+def test_traffic_tells_which_models_fit_a_shared_endpoint(flatshare: Flatshare, tmp_path: Path) -> None:
+    rows = [f"steady,{1800 * index}" for index in range(200)] + [f"once,{index}" for index in range(5)]
+    (tmp_path / "traffic.csv").write_text("\n".join(["model,at_s", *rows]))
+    found = {one["model"]: one["fits"] for one in flatshare("report", "fit", "traffic.csv", "--json").json}
+    assert found == {"steady": True, "once": False}
+    assert "steady" in flatshare("report", "fit", "traffic.csv").said
+    (tmp_path / "other.csv").write_text("name,when\nx,1")
+    refused = flatshare("report", "fit", "other.csv")
+    assert (refused.status, "needs the columns model and at_s" in refused.said) == (1, True)

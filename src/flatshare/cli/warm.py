@@ -87,3 +87,36 @@ def cold(last: int, url: str, as_json: bool) -> None:
     waited_s = sum(one["waited_ms"] for one in found) / 1e3
     most = ", ".join(f"{escape(target)} {count}" for target, count in Counter(one["target"] for one in found).most_common(3))
     console.print(f"{len(found)} cold requests waited {waited_s:.1f} s together; most: {most or 'none'}", highlight=False, soft_wrap=True)
+
+
+@report.command()
+@click.argument("traffic", type=click.File())
+@json_option
+def fit(traffic: Any, as_json: bool) -> None:
+    """Say which models fit a shared endpoint, from a CSV of calls.
+
+    Those that tolerate a first cold start, are called often and steadily, need an accelerator, and share their runtime with the others.
+    Columns: model, at_s (in seconds); if you can say it, cold_ok and accelerator (yes or no), and runtime.
+
+    \b
+    Example:
+      flatshare report fit traffic.csv
+    """
+    import csv
+    from dataclasses import asdict
+
+    from flatshare.policy import fit as policy
+
+    try:
+        verdicts = policy.judge(policy.grouped(list(csv.DictReader(traffic))))
+    except (KeyError, ValueError) as error:
+        raise click.ClickException(f"the file needs the columns model and at_s, and yes or no where that is asked: {error}") from error
+    if as_json:
+        print_json([asdict(verdict) | {"fits": verdict.fits} for verdict in verdicts])
+        return
+    table = Table("model", "fits", "tolerates cold", "steady", "accelerator", "shared runtime", "calls/day", "active hours")
+    words = {True: "yes", False: "no", None: "?"}
+    for one in verdicts:
+        said = (one.fits, one.tolerates_cold, one.is_steady, one.needs_accelerator, one.shares_runtime)
+        table.add_row(escape(one.model), *(words[value] for value in said), f"{one.calls_per_day:.0f}", f"{one.active_share:.0%}")
+    console.print(table)
