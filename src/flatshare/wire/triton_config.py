@@ -17,9 +17,8 @@ BACKENDS: Mapping[str, str] = {
     "python": "model.py",
     "pytorch": "model.pt",
     "onnxruntime": "model.onnx",
-    "mapped": "",
 }
-"""What is served, with the file that a version's folder holds; `mapped` takes the folder itself, a checkpoint."""
+"""What is served, with the file that a version's folder holds."""
 _PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "pytorch", ENSEMBLE: ENSEMBLE}
 _MAX_BATCH = 2**20
 _MAX_COPIES = 64
