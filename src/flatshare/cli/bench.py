@@ -4,7 +4,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import click
 import orjson
@@ -14,6 +17,53 @@ from rich.table import Table
 from flatshare.cli.options import console, errors
 from flatshare.core.sizes import format_size
 
+Steps = Callable[[str, int], Callable[[], None]]
+"""Begin a step of so many parts; call the result after each part."""
+_JSON_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
+Measurement = Callable[[Path, Steps], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What every benchmark has around it: where it works, how much it measures, where its figures go."""
+
+    json_file: Path | None
+    work: Path | None
+    is_quick: bool
+
+    def measure(
+        self, name: str, disk_bytes: int, measurement: Measurement, targets: dict[str, float], *, at_least: Collection[str] = ()
+    ) -> None:
+        """Say what it runs on, run it, write the JSON and print the table."""
+        from flatshare.bench import machine
+
+        on = machine.describe()
+        console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
+        with _folder(self.work) as folder, steps() as begin:
+            _require_disk(folder, disk_bytes)
+            results = measurement(folder, begin)
+        if self.json_file is not None:
+            self.json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
+        console.print(_table(results, targets, f"flatshare bench {name}", at_least=at_least))
+
+
+def framed(quickly: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options that all benchmarks have; `quickly` says how much less --quick measures."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @click.option(
+            "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here."
+        )
+        @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+        @click.option("--quick", is_flag=True, help=f"{quickly}: to try it out, not to quote.")
+        @wraps(command)
+        def within(json_file: Path | None, work: Path | None, quick: bool, **others: Any) -> None:
+            command(Frame(json_file, work, is_quick=quick), **others)
+
+        return within
+
+    return decorate
+
 
 @click.group(short_help="Measure a real server.")
 def bench() -> None:
@@ -21,82 +71,52 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
-def story(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A tenth of the samples")
+def story(frame: Frame) -> None:
     """The main job: cold starts, latency, CPU and memory of 48 models, against the targets. Takes about five minutes and 8 GB of disk.
 
     \b
     Example:
       flatshare bench story --json story.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.story import QUICK, TARGETS, Scale, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 8_000_000_000)
-        results = run(folder, QUICK if quick else Scale(), begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench story"))
+    scale = QUICK if frame.is_quick else Scale()
+    frame.measure("story", 8_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS)
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
-def auth(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A tenth of the samples")
+def auth(frame: Frame) -> None:
     """What asking who calls costs: two servers, one that asks and one that does not, called in turns. Takes a minute and 1 GB of disk.
 
     \b
     Example:
       flatshare bench auth --json auth.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.auth import TARGETS, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 1_000_000_000)
-        results = run(folder, 200 if quick else 2000, begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench auth"))
+    frame.measure("auth", 1_000_000_000, lambda folder, begin: run(folder, 200 if frame.is_quick else 2000, begin), TARGETS)
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A fifth of the time: to try it out, not to quote.")
-def memory(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A fifth of the time")
+def memory(frame: Frame) -> None:
     """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
 
     \b
     Example:
       flatshare bench memory --json memory.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.memory import AT_LEAST, QUICK, TARGETS, Scale, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 14_000_000_000)
-        results = run(folder, QUICK if quick else Scale(), begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS | AT_LEAST, "flatshare bench memory", at_least=AT_LEAST))
+    scale = QUICK if frame.is_quick else Scale()
+    frame.measure("memory", 14_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS | AT_LEAST, at_least=AT_LEAST)
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
-def protocols(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A tenth of the samples")
+def protocols(frame: Frame) -> None:
     """What InvokeEndpoint, Open Inference over HTTP (JSON, binary) and gRPC add to the bare engine; and how long imports take.
 
     Takes three minutes and 6 GB of disk. NVIDIA's clients are measured too if tritonclient[grpc,http] is installed.
@@ -105,41 +125,25 @@ def protocols(json_file: Path | None, work: Path | None, quick: bool) -> None:
     Example:
       flatshare bench protocols --json protocols.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.protocols import TARGETS, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 6_000_000_000)
-        results = run(folder, 60 if quick else 600, 100 if quick else 1000, begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench protocols"))
+    calls, heads = (60, 100) if frame.is_quick else (600, 1000)
+    frame.measure("protocols", 6_000_000_000, lambda folder, begin: run(folder, calls, heads, begin), TARGETS)
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A tenth of the samples: to try it out, not to quote.")
-def complete(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A tenth of the samples")
+def complete(frame: Frame) -> None:
     """Completions by models of T5-small's size, beside transformers in a process per model. Takes four minutes and 8 GB of disk.
 
     \b
     Example:
       flatshare bench complete --json complete.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.complete import AT_LEAST, QUICK, TARGETS, Scale, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 8_000_000_000)
-        results = run(folder, QUICK if quick else Scale(), begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench complete", at_least=AT_LEAST))
+    scale = QUICK if frame.is_quick else Scale()
+    frame.measure("complete", 8_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS, at_least=AT_LEAST)
 
 
 @bench.command()
@@ -169,10 +173,8 @@ def demo(keep: bool, tenant_count: int, work: Path | None) -> None:
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A few models and calls: to try it out, not to quote.")
-def control(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A few models and calls")
+def control(frame: Frame) -> None:
     """The control plane with 5,000 models and 50 endpoints: calls, describes, a restart after it was killed, and what a signature costs.
 
     Takes four minutes; needs the weights that `make demo` installs, and 1 GB of disk.
@@ -181,23 +183,19 @@ def control(json_file: Path | None, work: Path | None, quick: bool) -> None:
     Example:
       flatshare bench control --json control.json
     """
-    from flatshare.bench import auth, machine
+    from flatshare.bench import auth
     from flatshare.bench.control import AT_LEAST, QUICK, TARGETS, Scale, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 1_000_000_000)
-        results = run(folder, QUICK if quick else Scale(), begin)
-        results |= auth.run(folder / "auth", 200 if quick else 2000, begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS | auth.TARGETS, "flatshare bench control", at_least=AT_LEAST))
+    scale = QUICK if frame.is_quick else Scale()
+
+    def measure(folder: Path, begin: Steps) -> dict[str, float]:
+        return run(folder, scale, begin) | auth.run(folder / "auth", 200 if frame.is_quick else 2000, begin)
+
+    frame.measure("control", 1_000_000_000, measure, TARGETS | auth.TARGETS, at_least=AT_LEAST)
 
 
 @bench.command()
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
+@framed("Fewer models and samples")
 @click.option(
     "--triton-venv",
     "venv",
@@ -206,8 +204,7 @@ def control(json_file: Path | None, work: Path | None, quick: bool) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Environment with nvidia-pytriton (make .stamps/triton).",
 )
-@click.option("--quick", is_flag=True, help="Fewer models and samples: to try it out, not to quote.")
-def packages(json_file: Path | None, work: Path | None, venv: Path, quick: bool) -> None:
+def packages(frame: Frame, venv: Path) -> None:
     """Models with Python code of their own, here and on real Triton, in turns: memory, cold start, latency, throughput.
 
     Twenty models of 292 MB: takes ten minutes, 13 GB of disk and 16 GB of memory.
@@ -216,26 +213,24 @@ def packages(json_file: Path | None, work: Path | None, venv: Path, quick: bool)
     Example:
       flatshare bench packages --json packages.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.packages import AT_MOST, QUICK, TARGETS, Scale, run
     from flatshare.bench.triton_peer import triton_files
 
     if triton_files(venv) is None:
         raise click.ClickException(f"no real Triton in {venv}: run `make .stamps/triton`, or say --triton-venv")
-    on, scale = machine.describe(), QUICK if quick else Scale()
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, scale.models * 650_000_000)
-        results = run(folder, venv.absolute(), scale, begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench packages", at_least=TARGETS.keys() - AT_MOST))
+    scale = QUICK if frame.is_quick else Scale()
+    frame.measure(
+        "packages",
+        scale.models * 650_000_000,
+        lambda folder, begin: run(folder, venv.absolute(), scale, begin),
+        TARGETS,
+        at_least=TARGETS.keys() - AT_MOST,
+    )
 
 
 @bench.command(name="deploy")
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False, writable=True), help="Write {machine, results} here.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-@click.option("--quick", is_flag=True, help="A few packages and switches: to try it out, not to quote.")
-def bench_deploy(json_file: Path | None, work: Path | None, quick: bool) -> None:
+@framed("A few packages and switches")
+def bench_deploy(frame: Frame) -> None:
     """Packaging and deploying models of 90 MB, switching versions under load, and what the API layer adds to boto3.
 
     Takes two minutes; needs the weights that `make demo` installs, and 3 GB of disk.
@@ -244,17 +239,10 @@ def bench_deploy(json_file: Path | None, work: Path | None, quick: bool) -> None
     Example:
       flatshare bench deploy --json deploy.json
     """
-    from flatshare.bench import machine
     from flatshare.bench.deploy import QUICK, TARGETS, Scale, run
 
-    on = machine.describe()
-    console.print("  ".join(f"{key} {value}" for key, value in on.items()), style="dim")
-    with _folder(work) as folder, steps() as begin:
-        _require_disk(folder, 3_000_000_000)
-        results = run(folder, QUICK if quick else Scale(), begin)
-    if json_file is not None:
-        json_file.write_bytes(orjson.dumps({"machine": on, "results": results}, option=orjson.OPT_INDENT_2))
-    console.print(_table(results, TARGETS, "flatshare bench deploy"))
+    scale = QUICK if frame.is_quick else Scale()
+    frame.measure("deploy", 3_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS)
 
 
 def _require_disk(folder: Path, needed_bytes: int) -> None:
@@ -288,7 +276,7 @@ def _folder(work: Path | None, *, keep: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def steps() -> Iterator[Steps]:
     """A progress bar per step."""
     columns = (TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=errors) as progress:
