@@ -19,7 +19,7 @@ class SharingMachine(CacheMachine):
     """m0 is pinned; m1 is a tenant of its own with a ceiling, m2 one with a floor."""
 
     SHARING = SharingSettings(
-        CacheSettings(pinned=("m0",), scratch_share=0.1, tenant_pattern="(m[0-9])$"),
+        CacheSettings(order="value", pinned=("m0",), scratch_share=0.1, tenant_pattern="(m[0-9])$"),
         tenants={
             Tenant("m1"): TenantSettings(ceiling_bytes=CEILING),
             Tenant("m2"): TenantSettings(floor_bytes=2_000, weight=2.0),

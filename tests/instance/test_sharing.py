@@ -21,7 +21,7 @@ async def sharing(
     *, models: int = 4, memory: CacheSettings | None = None, queue: QueueSettings | None = None, **tenants: TenantSettings
 ) -> AsyncIterator[Flat]:
     """Room for a session and so many models, the scratch slot not counted. Models are named `tenant.n`."""
-    rules = memory or CacheSettings(scratch_share=0.0, tenant_pattern=PATTERN)
+    rules = memory or CacheSettings(order="value", scratch_share=0.0, tenant_pattern=PATTERN)
     settings = SharingSettings(rules, queue or QueueSettings(), {Tenant(name): tenant for name, tenant in tenants.items()})
     async with running_flat(BASE + SESSION + models * UNIT, anonymous_share=1.0, patience_s=0.2, sharing=settings) as flat:
         for tenant in "abc":
@@ -117,7 +117,7 @@ class TestAllResident:
 
 class TestScratch:
     async def test_a_rare_model_is_served_and_leaves_before_those_that_are_worth_more(self) -> None:
-        memory = CacheSettings(scratch_share=UNIT / (SESSION + 4 * UNIT) + 1e-9, tenant_pattern=PATTERN)
+        memory = CacheSettings(order="value", scratch_share=UNIT / (SESSION + 4 * UNIT) + 1e-9, tenant_pattern=PATTERN)
         async with sharing(memory=memory) as flat:
             for _ in range(20):
                 await flat.use("a.0", "a.1", "a.2")

@@ -10,7 +10,7 @@ from flatshare.wire.settings_toml import parse
 
 EVERYTHING = """
 [memory]
-order = "lru"
+order = "value"
 mode = "all-resident"
 pinned = ["acme/*"]
 ttl_s = 600
@@ -40,7 +40,7 @@ def test_an_empty_file_means_the_defaults() -> None:
 
 def test_every_kind_of_value_arrives() -> None:
     settings = parse(EVERYTHING)
-    assert settings.memory == CacheSettings("lru", "all-resident", ("acme/*",), 600.0, 1.5, 0.1, "([^-]+)-")
+    assert settings.memory == CacheSettings("value", "all-resident", ("acme/*",), 600.0, 1.5, 0.1, "([^-]+)-")
     assert settings.queue == QueueSettings(max_waiting=10, deadline_ms=500.0, batch_tokens=0)
     acme, default = settings.tenants.values()
     assert acme == TenantSettings(2.0, 200 * 2**20, 2**30, 5)
