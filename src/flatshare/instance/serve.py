@@ -45,7 +45,7 @@ class Server:
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
             await held.enter_async_context(self._guard(key))
-            lease = await held.enter_async_context(self._cache.lease(key, source))
+            lease = await held.enter_async_context(self._cache.lease(key, source, deadline_s))
             lease.model.signature.require(asked.call)
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
