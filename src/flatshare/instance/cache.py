@@ -229,7 +229,7 @@ class ModelCache:
 
     def _begin_by(self, key: ModelKey, source: ModelSource, deadline_s: float | None) -> _Entry:
         """Raises TooLate, at once, if the model would not be there by the deadline."""
-        begun = self._loads.start(len(self._under_way()), self.demand.reload_s(key), deadline_s)
+        begun = self._loads.start(len(self.loading()), self.demand.reload_s(key), deadline_s)
         if begun is Start.FOR_THIS:
             return self._begin(key, source)
         self.demand.visit(key, source)
@@ -240,14 +240,15 @@ class ModelCache:
     def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
-        self._loads.require_place(tenant, self._under_way())
+        self._loads.require_place(tenant, self.loading())
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
         entry = self._entries[key] = _Entry(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
-    def _under_way(self) -> list[Tenant]:
+    def loading(self) -> list[Tenant]:
+        """The tenant of each model that is on its way in, or waits for its turn."""
         return [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
 
     def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
@@ -258,7 +259,7 @@ class ModelCache:
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             kind = "refuse" if isinstance(error, OutOfMemory) else "give_up" if isinstance(error, Abandoned) else "fail"
             self._note(kind, entry.source.uri, sentence, entry.began_s)
-        self._loads.over(len(self._under_way()))
+        self._loads.over(len(self.loading()))
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
