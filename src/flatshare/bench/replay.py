@@ -40,7 +40,10 @@ class Traffic:
 
 
 def read(path: Path, requests: int) -> Traffic:
-    """About so many requests of a trace: all rates are divided alike, burstiness is kept. Raises BadInput."""
+    """So many requests of a trace, or somewhat more: all rates are divided alike, burstiness is kept. Raises BadInput.
+
+    More, since each window begins near a request: of a bursty client, near a burst.
+    """
     try:
         with np.load(path, allow_pickle=False) as trace:
             rate, cv = np.asarray(trace["rate"], np.float64), np.asarray(trace["cv"], np.float64)

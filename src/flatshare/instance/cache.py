@@ -134,7 +134,8 @@ class ModelCache:
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()
-            self.room.changed.set()
+            if not entry.leases:  # a plan costs milliseconds: not for each rider of a model that stays in use
+                self.room.changed.set()
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""

@@ -36,6 +36,7 @@ class DemandBook:
         self._began_s = clock.monotonic_s()
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._cohort = [0.0] * worth.BINS
+        self._silences = [0] * worth.GAP_BINS
         self._evicted_s: dict[ModelKey, float] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
         self._thrashes_since_s: float | None = None
@@ -51,6 +52,7 @@ class DemandBook:
                 self._models.popitem(last=False)
         else:
             visits = worth.next_visit(known.visits, now_s, hour)
+            self._silences[worth.gap_bin(max(0.0, now_s - known.visits.last_s))] += 1
             self._models[key] = Known(source, visits, known.reload_s)
             self._models.move_to_end(key)
         if known is None or visits.starts is not known.visits.starts:
@@ -80,7 +82,8 @@ class DemandBook:
         # All that was watched so far was in the hours just past; later each hour of a weekday has come five times a week.
         bin_h = min(observed_h, max(1.0, observed_h * (5 if hour < 24 else 2) / 168))
         models = max(1, len(self._models))
-        return Season(now_s, hour, observed_h, bin_h, self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models)
+        rate, starts = self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models
+        return Season(now_s, hour, observed_h, bin_h, rate, starts, tuple(self._silences))
 
     def worth(self, key: ModelKey, season: Season, weight: float) -> float:
         known = self._models.get(key)
