@@ -19,6 +19,7 @@ from flatshare.core.errors import BadPackage, DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, ModelKey, model_key
 from flatshare.core.settings import StoreLimits
 from flatshare.core.sizes import format_size
+from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
 from flatshare.policy import evict
 from flatshare.policy.evict import Holders, Resident, Shortage
@@ -52,7 +53,8 @@ def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: in
             return known
         _make_room(store, artifact, disk_bytes, in_use)
         try:
-            report = import_checkpoint(store, fetch(artifact, incoming, limits), uri, artifact.version, limits)
+            folder = with_trunks(store, fetch(artifact, incoming, limits), root, incoming, limits)
+            report = import_checkpoint(store, folder, uri, artifact.version, limits)
         except BadPackage as raised:
             error = type(raised)(str(raised)[:_MAX_SENTENCE])  # it may quote what strangers wrote
             store.catalog.remember_refusal(uri, artifact.version, Refusal(type(error).__name__, str(error)))

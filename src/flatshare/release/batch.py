@@ -55,17 +55,29 @@ def require_distinct(packages: list[Package]) -> list[Package]:
 
 
 def deploy_all(site: Site, packages: list[Package], wish: Wish) -> Iterator[Done]:
-    """As they are done. The others go on if one fails."""
+    """As they are done. The others go on if one fails.
+
+    The first of each kind and trunk goes ahead alone, so that endpoints are made and trunks are sent once.
+    """
+    ahead: dict[tuple[object, ...], Package] = {}
+    for package in packages:
+        ahead.setdefault((package.record.kind, *package.record.trunks), package)
+    for package in ahead.values():
+        yield _done(site, package, wish)
+    others = [package for package in packages if package not in ahead.values()]
     with ThreadPoolExecutor(_PARALLEL, thread_name_prefix="deploy") as threads:
-        jobs = {threads.submit(deploy, site, package, wish): package for package in packages}
-        for job in as_completed(jobs):
-            model = jobs[job].record.model
-            try:
-                yield Done(model, job.result())
-            except FlatshareError as error:
-                yield Done(model, None, str(error))
-            except (ClientError, BotoCoreError) as error:
-                yield Done(model, None, sentence_of(error))
+        for job in as_completed([threads.submit(_done, site, package, wish) for package in others]):
+            yield job.result()
+
+
+def _done(site: Site, package: Package, wish: Wish) -> Done:
+    model = package.record.model
+    try:
+        return Done(model, deploy(site, package, wish))
+    except FlatshareError as error:
+        return Done(model, None, str(error))
+    except (ClientError, BotoCoreError) as error:
+        return Done(model, None, sentence_of(error))
 
 
 def _rows(file: Path) -> list[_Row]:

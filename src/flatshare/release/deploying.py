@@ -87,7 +87,7 @@ def difference(site: Site, package: Package, wish: Wish) -> Difference:
         is_new_endpoint=endpoint_prefix(site.sagemaker, endpoint) is None,
         version=number,
         is_new_version=known is None,
-        send_bytes=sum(transfer.size_bytes for transfer in todo),
+        send_bytes=sum(one.size_bytes for one in (*todo, *upload.missing_trunks(Shelf(prefix), package))),
         alias_from=alias.version if alias else None,
         alias_to=None if stays else number,
     )
@@ -110,7 +110,8 @@ def deploy(site: Site, package: Package, wish: Wish, say: Callable[[str], None] 
     version = release.reserved(releases, record.digest)
     assert version is not None, "a number was given and is not there. This is a bug."
     say("artifacts")
-    sent = upload.upload(Shelf(with_slash(prefix)), version, upload.transfers(package, version))
+    shelf = Shelf(with_slash(prefix))
+    sent = upload.send_trunks(shelf, package) + upload.upload(shelf, version, upload.transfers(package, version))
     say("first answer")
     took_ms = max(_first_answer_ms(site, package, endpoint, version, part.name) for part in record.parts)
     _changed(site, package, endpoint, Ready(version.number), wish.why)
