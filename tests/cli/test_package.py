@@ -53,11 +53,22 @@ def test_weights_that_give_no_numbers_are_refused(flatshare: Flatshare, tmp_path
         (("acme/x", ".", "--layout", "encoder", "--set", "a=1"), 1, "has no variable a"),
         (("acme/x", ".", "--layout", "encoder", "--set", "a"), 2, "write it as NAME=VALUE"),
         (("acme/x",), 2, "--layout"),
+        (("--layout", "encoder"), 2, "name a MODEL as TENANT/NAME, or give --batch"),
     ],
 )
 def test_what_is_wrong_is_said(flatshare: Flatshare, arguments: tuple[str, ...], status: int, sentence: str) -> None:
     run = flatshare("package", *arguments)
     assert (run.status, sentence in run.said) == (status, True), run.said
+
+
+def test_a_batch_of_packages_makes_the_list_that_deploy_takes(flatshare: Flatshare, tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", 1)
+    (tmp_path / "models.csv").write_text("model,source\nacme/one,base\nacme/two,nowhere\n")
+    run = flatshare("package", "--batch", "models.csv", "--layout", "encoder", "--form", "packs", "--trunk", str(base), "--out", "made")
+    assert run.status == 1
+    assert "acme/two: layout encoder, file 0: the source" in run.said
+    assert "1 of 2 packaged: flatshare deploy --batch made/packages.csv" in run.said
+    assert (tmp_path / "made/packages.csv").read_text() == "package\nacme-one.package\n"
 
 
 def test_layouts_are_listed_with_what_they_take(flatshare: Flatshare) -> None:
