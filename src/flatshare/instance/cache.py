@@ -15,14 +15,7 @@ from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import (
-    AlreadyLoaded,
-    FlatshareError,
-    NotResident,
-    OutOfMemory,
-    Overloaded,
-    OverQuota,
-)
+from flatshare.core.errors import AlreadyLoaded, FlatshareError, NotResident, OutOfMemory, Overloaded, OverQuota
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
@@ -51,6 +44,8 @@ class Lease:
     cold_start_s: float | None
     """How long this request waited for the load; None if the model was there."""
     tenant: Tenant
+    cause: str = ""
+    """Why the model had to be loaded when it was loaded last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +138,7 @@ class ModelCache:
         try:
             loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
             waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
-            yield Lease(loaded.model[0], loaded.digest, waited_s, entry.tenant)
+            yield Lease(loaded.model[0], loaded.digest, waited_s, entry.tenant, self.demand.cause(key))
         finally:
             entry.leases -= 1
             entry.used_s = self._clock.monotonic_s()

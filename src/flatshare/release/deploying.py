@@ -97,7 +97,7 @@ def difference(site: Site, package: Package, wish: Wish) -> Difference:
         is_new_endpoint=endpoint_prefix(site.sagemaker, endpoint) is None,
         version=number,
         is_new_version=known is None,
-        send_bytes=sum(one.size_bytes for one in (*todo, *upload.missing_trunks(Shelf(prefix), package))),
+        send_bytes=sum(one.size_bytes for one in todo) + sum(t.size_bytes for t in upload.missing_trunks(Shelf(prefix), package)),
         alias_from=alias.version if alias else None,
         alias_to=None if stays else number,
     )
