@@ -106,7 +106,7 @@ def triton(repository: Path, tenant: str, prefix: str | None, why: str, url: str
     done: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix=".flatshare-import-", dir=repository.parent) as place:  # its disk, so that links suffice
         for one in gather(repository):
-            found = {"model": f"{tenant}/{one.name}", "steps": list(one.steps), "left": one.left}
+            found: dict[str, Any] = {"model": f"{tenant}/{one.name}", "steps": list(one.steps), "left": one.left}
             try:
                 if not one.left:
                     deployed = _deployed(laid_out(one, Path(place)), f"{tenant}/{one.name}", "triton", prefix, why, url)

@@ -342,6 +342,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:  # the last of a process whose files may not grow (ulimit -f)
             raise DiskFull(f"there is no room for the package at '{out}': free some, or choose another place with --out") from error
         raise BadPackage(f"the package cannot be made: {error}") from error

@@ -134,8 +134,10 @@ def deploy(site: Site, package: Package, wish: Wish, place: Place | None = None)
 
 
 def ready_place(site: Site, kind: str, wish: Wish) -> Place:
-    """The endpoint for models of this kind, made if it is missing."""
+    """The endpoint for models of this kind, made if it is missing. Raises an error before that if its prefix cannot be written to."""
     endpoint, prefix = _place(site, kind, wish)
+    if endpoint_prefix(site.sagemaker, endpoint) is None:
+        upload.require_writable(Shelf(prefix))  # or an endpoint would be left over a place where no model can be put
     ensure_endpoint(site.sagemaker, replace(site.plan, name=endpoint, prefix=prefix))
     # Somebody may have made it at the same time, for another place.
     return Place(endpoint, with_slash(endpoint_prefix(site.sagemaker, endpoint) or prefix))

@@ -10,6 +10,8 @@ from flatshare.package.build import Package, TrunkUsed
 from flatshare.package.packs import INDEX, PACK, TRUNKS, Pack
 from flatshare.store.shelf import Shelf
 
+_MARK = ".flatshare/README"
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -71,6 +73,11 @@ def send_trunks(shelf: Shelf, package: Package) -> int:
             shelf.put(f"{TRUNKS}{trunk.id}/{name}", folder / name)
         sent_bytes += trunk.size_bytes
     return sent_bytes
+
+
+def require_writable(shelf: Shelf) -> None:
+    """Raises UnknownTarget, DiskFull or StoreUnavailable if nothing can be put below the prefix."""
+    shelf.put(_MARK, b"models deployed by flatshare lie here\n")
 
 
 def _has_trunk(shelf: Shelf, trunk: TrunkUsed) -> bool:

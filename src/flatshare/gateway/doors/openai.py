@@ -9,6 +9,7 @@ from flatshare.core.errors import FlatshareError, UnknownTarget
 from flatshare.core.ids import EndpointName
 from flatshare.core.naming import LIVE, labelled_target
 from flatshare.core.settings import GatewaySettings
+from flatshare.core.signature import Task
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
 from flatshare.gateway.routes import RouteTable
@@ -24,6 +25,7 @@ from flatshare.wire.openai_writing import Choices, Envelope, WritingCall
 
 log = get_logger("gateway")
 PREFIX = "/v1/"
+_READERS = {Task.EMBEDDING, Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.RANKING}
 _HEADERS = ((b"content-type", b"application/json"),)
 _KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.QUEUE_MS, container.MODEL_MS}
 
@@ -67,6 +69,10 @@ class OpenAIDoor:
 
     async def _write(self, parse: Callable[[bytes], WritingCall], request: Request) -> Reply:
         call = parse(request.body)
+        releases = self._routes.versions.find(call.model.model)
+        if releases is not None and releases.kind in _READERS:
+            self._call(request, call.model, b"")  # who may not call it must not hear what it is
+            raise openai_writing.not_writing(call)
         envelope = Envelope(call, request.id, int(time.time()))
         render = partial(openai_writing.render, envelope)
         return await self._ask(request, call.model, call.body, render, envelope if call.is_streamed else None)
