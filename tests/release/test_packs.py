@@ -61,6 +61,8 @@ def test_a_batch_is_deployed_and_the_trunk_is_sent_once(server: RunningServer, s
                 models.embed(TEXT, model=f"e{index}").vectors[0], expected(shop / f"tuned{index}"), atol=1e-5, err_msg=str(index)
             )
     assert difference(site, packages[1], Wish()).is_nothing
+    again = [one.deployed for one in deploy_all(site, packages, Wish())]  # as after an interruption
+    assert [(one.is_new_version, one.sent_bytes) for one in again if one] == [(False, 0)] * 3
 
 
 def test_without_its_trunk_nothing_is_half_deployed(site: Site, shop: Path, tmp_path: Path) -> None:

@@ -23,13 +23,17 @@ def import_models() -> None:
 
 @import_models.command()
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A file that --save wrote. Default: AWS."
+    "--from",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file that --save wrote, or what the AWS CLI's describe calls print, a file each. Default: AWS.",
 )
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Only write down what AWS says, for --from.")
 @click.option("--instance-count", default=1, show_default=True, type=click.IntRange(1), help="Of each variant here.")
 @url_option
 @json_option
-def sagemaker(source: Path | None, save: Path | None, instance_count: int, url: str, as_json: bool) -> None:
+def sagemaker(sources: tuple[Path, ...], save: Path | None, instance_count: int, url: str, as_json: bool) -> None:
     """Make SageMaker's multi-model endpoints here, under their names and over the same S3 prefixes; callers change the address only.
 
     Reads by list and describe calls, with the credentials that boto3 finds. Changes nothing on AWS and copies no artifact.
@@ -45,7 +49,7 @@ def sagemaker(source: Path | None, save: Path | None, instance_count: int, url: 
     from flatshare.client.aws import aws_client
     from flatshare.release import migrating
 
-    found = migrating.load(source) if source is not None else migrating.describe_all(boto3.client("sagemaker"))
+    found = migrating.load(sources) if sources else migrating.describe_all(boto3.client("sagemaker"))
     if save is not None:
         migrating.save(found, save)
         console.print(f"{len(found.endpoints)} endpoints written to {escape(str(save))}")

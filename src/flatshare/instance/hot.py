@@ -77,10 +77,13 @@ class HotSet:
             await self._load(key, demand.known()[key].source)
 
     async def follow(self) -> None:
-        """Until cancelled: write down what is in use, so that it is known after a death."""
-        while True:
-            await asyncio.sleep(_EVERY_S)
-            await asyncio.to_thread(self._write, self._cache.demand.export(_MOST))
+        """Until cancelled: write down what is in use, so that it is known after a death; and once more at the end."""
+        try:
+            while True:
+                await asyncio.sleep(_EVERY_S)
+                await asyncio.to_thread(self._write, self._cache.demand.export(_MOST))
+        finally:
+            self._write(self._cache.demand.export(_MOST))
 
     async def _load(self, key: ModelKey, source: ModelSource) -> None:
         try:
