@@ -96,7 +96,15 @@ def test_what_is_left_out_means_what_it_means_at_openai() -> None:
 
 
 def test_what_asks_for_nothing_is_taken() -> None:
-    nothing: dict[str, Any] = {"logprobs": None, "presence_penalty": 0, "logit_bias": {}, "tools": [], "echo": False, "best_of": 1, "user": "x"}
+    nothing: dict[str, Any] = {
+        "logprobs": None,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "tools": [],
+        "echo": False,
+        "best_of": 1,
+        "user": "x",
+    }
     assert _parsed(COMPLETE | nothing).parameters == _parsed(COMPLETE).parameters
 
 
