@@ -122,6 +122,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Reply] | None = None
+        self._deadline_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
@@ -145,12 +147,11 @@ class _Connection(asyncio.Protocol):
         self._streamed, self.body = streamed, None
         loop = asyncio.get_running_loop()
         self._waiting = waiting = loop.create_future()
-        alarm = loop.call_at(deadline_s, self._expire)
+        self._deadline_s = deadline_s
+        if self._alarm is None or self._alarm.when() > deadline_s:
+            self._set_alarm(loop)
         self._transport.write(message)
-        try:
-            reply: Reply = await waiting
-        finally:
-            alarm.cancel()
+        reply: Reply = await waiting
         return reply
 
     def abort(self) -> None:
@@ -170,6 +171,8 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._fail("the instance closed the connection before it had answered")
 
     # What httptools calls.
@@ -206,8 +209,19 @@ class _Connection(asyncio.Protocol):
         if waiting is not None and not waiting.done():
             waiting.set_result(_as_reply(self._parser.get_status_code(), self._headers, b"".join(self._body)))
 
-    def _expire(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One for many exchanges: it looks at the deadline of the one under way only when it goes off."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_at(self._deadline_s, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm = None
+        if self._waiting is None or self._waiting.done():
+            return
+        if loop.time() < self._deadline_s:
+            self._set_alarm(loop)
+        else:
             self._waiting.set_exception(TimeoutError("the instance did not answer in time"))
 
     def _fail(self, sentence: str) -> None:
