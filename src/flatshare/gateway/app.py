@@ -91,7 +91,7 @@ class FrontDoor:
         return self._stamped(reply, request)
 
     async def _route(self, request: Request) -> Reply:
-        if request.path not in _PROBES:
+        if not self._readiness.has_started and request.path not in _PROBES:
             await self._readiness.until_started()
         if request.path == "/v2" or request.path.startswith("/v2/"):
             return await self._open_inference.handle(request)
