@@ -14,7 +14,7 @@ from flatshare.bench import hygiene
 from flatshare.bench.contestants import Contestant, flatshare_instance
 from flatshare.bench.machine import busy_seconds, family, memory_of
 from flatshare.bench.numbers import median, percentile
-from flatshare.bench.python_models import write_echo, write_models
+from flatshare.bench.python_models import let_go, write_echo, write_models
 from flatshare.bench.server import PlainCaller
 from flatshare.bench.triton_peer import triton_server
 
@@ -143,6 +143,8 @@ def _memory(both: tuple[Contestant, Contestant], models: list[Path], begin: Step
 def _throughput(both: tuple[Contestant, Contestant], models: list[Path], scale: Scale, begin: Steps) -> dict[str, float]:
     """Rounds of the same requests in turns."""
     _ensure_loaded(both, models)
+    for folder in models:
+        let_go(folder)
     step = begin(f"throughput, {scale.callers} callers", 2 * (scale.rounds + 1))
     seconds = {contestant.name: 0.0 for contestant in both}
     others_s = 0.0

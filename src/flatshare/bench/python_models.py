@@ -104,10 +104,18 @@ def write_models(folder: Path, count: int) -> list[Path]:
     """Repositories of one model each, with weights of their own but for the frozen ends. Those that are there already stay."""
     paths = [folder / f"m{index}" for index in range(count)]
     if all(_is_written(path) for path in paths):
+        for path in paths:
+            _read_ahead(path)
         return paths
     frozen = np.random.default_rng(0)
     ends = {name: frozen.standard_normal((WORDS, WIDTH), np.float32) * np.float32(0.02) for name in ("embed", "head")}
     return [_write(folder / f"m{index}", ends, index + 1) for index in range(count)]
+
+
+def let_go(folder: Path) -> None:
+    """Take a model's files out of the page cache: they lie in the server's memory or its store by now, and the machine is not large."""
+    with (folder / folder.name / "1" / "model.safetensors").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_echo(folder: Path) -> Path:
@@ -143,6 +151,13 @@ def _write(folder: Path, ends: dict[str, np.ndarray[tuple[int, ...], np.dtype[np
 def _is_written(folder: Path) -> bool:
     weights = folder / folder.name / "1" / "model.safetensors"
     return weights.is_file() and weights.stat().st_size > 4 * (2 * WORDS * WIDTH + LAYERS * WIDTH * WIDTH)
+
+
+def _read_ahead(folder: Path) -> None:
+    """Into the page cache, as if it had just been written. An instance that has to wait for the disk takes that for a lack of memory."""
+    with (folder / folder.name / "1" / "model.safetensors").open("rb") as file:
+        while file.read(2**24):
+            pass
 
 
 def _model(folder: Path, config: str, code: str) -> Path:
