@@ -230,18 +230,34 @@ class TestBatches:
         bench.close()
 
     async def test_while_another_tenant_is_about_a_shared_run_is_no_longer_than_a_short_one(self) -> None:
+        settings = SharingSettings(queue=QueueSettings(long_run_ms=20))
         for guest, runs_wanted in ((None, 1), (B, 4)):
-            model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+            model, bench, gate = Counting(), Workbench(1, settings), threading.Event()
             first = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(guest or A)))
             await until_running(bench)
             calls = [text_call(f"{number} is a number") for number in range(8)]
-            tickets = [replace(model.ticket(call), run_s=0.025) for call in calls]
+            tickets = [replace(model.ticket(call), run_s=0.01) for call in calls]
             runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=t)) for call, t in zip(calls, tickets, strict=True)]
             await until_waiting(bench, A, 8)
             gate.set()
             await asyncio.gather(first, *runs)
             assert model.runs == runs_wanted
             bench.close()
+
+    async def test_nobody_is_taken_along_who_would_make_another_miss_its_deadline(self) -> None:
+        settings = SharingSettings(queue=QueueSettings(long_run_ms=60_000))
+        model, bench, gate = Counting(), Workbench(1, settings), threading.Event()
+        first = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=0.0001)))
+        await until_running(bench)
+        deadline_s = time.monotonic() + 60
+        calls = [text_call(f"{number} is a number") for number in range(4)]
+        tickets = [replace(model.ticket(call), run_s=25.0, deadline_s=None if n else deadline_s) for n, call in enumerate(calls)]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=t)) for call, t in zip(calls, tickets, strict=True)]
+        await until_waiting(bench, A, 4)
+        gate.set()
+        await asyncio.gather(first, *runs)
+        assert model.runs == 2, "two take 50 of the 60 seconds that the first one has; the others have a run of their own"
+        bench.close()
 
     async def test_a_lone_caller_is_run_at_once_and_alone(self) -> None:
         model, bench = Counting(), Workbench(1, waiting(100))

@@ -14,14 +14,7 @@ from contextlib import asynccontextmanager
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import (
-    AlreadyLoaded,
-    FlatshareError,
-    NotResident,
-    OutOfMemory,
-    Overloaded,
-    OverQuota,
-)
+from flatshare.core.errors import Abandoned, AlreadyLoaded, FlatshareError, NotResident, OutOfMemory
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
@@ -30,10 +23,11 @@ from flatshare.instance.board import Board
 from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder
-from flatshare.instance.holding import Holding, Lease, Loaded, ResidentInfo
+from flatshare.instance.holding import Holding, Lease, Loaded
+from flatshare.instance.load_line import Loads, arrival, too_late
 from flatshare.instance.loading import Loader
-from flatshare.instance.room import Held, Room
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.room import Held, ResidentInfo, Room
+from flatshare.policy.loads import Start
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
@@ -71,29 +65,32 @@ class ModelCache:
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
         self._sharing = sharing
-        self._turns = Turnstile(sharing.queue.parallel_loads)
+        self._loads = Loads(sharing.queue)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
         self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
-    async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
+    async def lease(self, key: ModelKey, source: ModelSource | None, deadline_s: float | None = None) -> AsyncIterator[Lease]:
         """Lend the model for the time of a block: `borrow`, and `give_back` at its end."""
-        lease = await self.borrow(key, source)
+        lease = await self.borrow(key, source, deadline_s)
         try:
             yield lease
         finally:
             self.give_back(lease)
 
-    async def borrow(self, key: ModelKey, source: ModelSource | None) -> Lease:
-        """Lend the model for one request, loading it first if `source` says where it lies. Raises NotResident, or why the load failed."""
+    async def borrow(self, key: ModelKey, source: ModelSource | None, deadline_s: float | None = None) -> Lease:
+        """Lend the model for one request, loading it first if `source` says where it lies, and if that can be done by the deadline.
+
+        Raises NotResident, TooLate, or why the load failed.
+        """
         entry = self._entries.get(key)
         is_cold = entry is None or not entry.ready.done()
         asked_s = self._clock.monotonic_s()
         if entry is None:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
-            entry = self._begin(key, source)
+            entry = self._begin_by(key, source, deadline_s)
         elif self._recheck_task is None and entry.is_loaded and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
@@ -105,7 +102,7 @@ class ModelCache:
         entry.leases += 1
         self.demand.visit(key, entry.source)
         try:
-            loaded = await asyncio.shield(entry.ready)
+            loaded = await arrival(entry.ready, deadline_s)
         except BaseException:
             self._let_go(entry)
             raise
@@ -127,7 +124,9 @@ class ModelCache:
     async def warm(self, key: ModelKey, source: ModelSource) -> None:
         """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
         if key not in self._entries:
-            await asyncio.shield(self._begin(key, source).ready)
+            entry = self._begin(key, source)
+            entry.is_ahead = True
+            await asyncio.shield(entry.ready)
 
     async def require(self, key: ModelKey, source: ModelSource | None) -> None:
         """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
@@ -211,23 +210,28 @@ class ModelCache:
 
     # Loading.
 
+    def _begin_by(self, key: ModelKey, source: ModelSource, deadline_s: float | None) -> Holding:
+        """Raises TooLate, at once, if the model would not be there by the deadline."""
+        begun = self._loads.start(len(self._under_way()), self.demand.reload_s(key), deadline_s)
+        if begun is Start.FOR_THIS:
+            return self._begin(key, source)
+        self.demand.visit(key, source)
+        if begun is Start.FOR_THE_NEXT:
+            self._begin(key, source).is_ahead = True
+        raise too_late(key, begun)
+
     def _begin(self, key: ModelKey, source: ModelSource) -> Holding:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
-        self._require_place(tenant)
+        self._loads.require_place(tenant, self._under_way())
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source))
         entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
-    def _require_place(self, tenant: Tenant) -> None:
-        queue = self._sharing.queue
-        loading = [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
-        if len(loading) >= queue.max_waiting_loads:
-            raise Overloaded(f"{len(loading)} models are being loaded already: call again later, or add instances")
-        if loading.count(tenant) >= queue.max_waiting_loads_per_tenant:
-            raise OverQuota(f"{loading.count(tenant)} models of tenant {tenant} are being loaded already, its limit: call again later")
+    def _under_way(self) -> list[Tenant]:
+        return [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
 
     def _settle(self, key: ModelKey, entry: Holding, done: asyncio.Task[Loaded]) -> None:
         """A load that failed leaves no trace but its reason."""
@@ -235,18 +239,21 @@ class ModelCache:
         if error is not None:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
-            self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
+            kind = "refuse" if isinstance(error, OutOfMemory) else "give_up" if isinstance(error, Abandoned) else "fail"
+            self._note(kind, entry.source.uri, sentence, entry.began_s)
+        self._loads.over(len(self._under_way()))
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource) -> Loaded:
         started_s = self._clock.monotonic_s()
         stored = await self._finder.find(source, self._digests_in_use())
+        found_s = self._clock.monotonic_s() - started_s
         reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
         try:
             async with asyncio.timeout(None) as patience:
-                while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
+                while (loaded := await self._in_turn(key, source, stored, reservation, found_s)) is None:
                     if patience.when() is None:
                         patience.reschedule(asyncio.get_running_loop().time() + self._patience_s)
                     await self.room.change(0.25)
@@ -260,22 +267,24 @@ class ModelCache:
         return loaded
 
     async def _in_turn(
-        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, started_s: float
+        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, found_s: float
     ) -> Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
         tenant = self.room.tenant(source)
-        async with self._turns.turn(tenant, self._sharing.tenant(tenant).weight):
+        async with self._loads.turns.turn(tenant, self._sharing.tenant(tenant).weight):
+            entry, began_s = self._entries[key], self._clock.monotonic_s()
+            if not entry.leases and not entry.is_ahead and self._loads.turns.waiting:
+                raise Abandoned("whoever had asked for it left before its turn, and others wait for theirs")
             entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
             model = await self._loader.load(key, stored)
         now_s = self._clock.monotonic_s()
-        if (entry := self._entries.get(key)) is not None:
-            entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
-        self.demand.loaded(key, now_s - started_s)
-        self._note("load", source.uri, entrance.reason, started_s)
+        entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
+        self.demand.loaded(key, found_s + now_s - began_s)  # without the wait for a turn, which is not the model's
+        self._note("load", source.uri, entrance.reason, entry.began_s)
         manifest = stored.manifest
-        return Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
+        return Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - entry.began_s)
 
     def is_quiet(self, but: ModelKey | None = None) -> bool:
         """Nobody runs, loads or leaves, except for this one."""

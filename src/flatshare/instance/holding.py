@@ -33,6 +33,8 @@ class Holding:
     leases: int = 0
     loaded_s: float = 0.0
     is_scratch: bool = False
+    is_ahead: bool = False
+    """Loaded for whoever comes next, so it is wanted although nobody waits."""
 
     @property
     def is_loaded(self) -> bool:
@@ -50,15 +52,3 @@ class Lease:
     tenant: Tenant
     key: ModelKey
     held: Holding = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentInfo:
-    """A model in memory, as status reports show it."""
-
-    key: ModelKey
-    uri: str
-    digest: ModelDigest
-    leases: int
-    idle_s: float
-    mapped_bytes: int

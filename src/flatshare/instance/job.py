@@ -59,7 +59,7 @@ PLAIN = Ticket()
 class Job:
     """Made on the loop, run on a worker."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "ticket")
+    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "predicted_wait_s", "ticket")
 
     def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: StopSign | None) -> None:
         self.asked_s = time.perf_counter()
@@ -69,6 +69,8 @@ class Job:
         self.ticket = ticket
         self.done: asyncio.Future[Run[Any]] = self._loop.create_future()
         self.has_begun = False
+        self.predicted_wait_s = 0.0
+        """Until its turn, when it was let in; zero if nobody had to know."""
         self._is_over = False
         self._over: asyncio.Future[None] | None = None
 
@@ -88,6 +90,9 @@ class Job:
             await self._over
 
     # On a worker.
+
+    def waited_s(self) -> float:
+        return time.perf_counter() - self.asked_s
 
     @property
     def is_wanted(self) -> bool:

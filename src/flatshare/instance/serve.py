@@ -46,7 +46,7 @@ class Server:
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body)
             await ride.pass_guard(self._guard(key))
-            lease = ride.lease = await self._cache.borrow(key, source)
+            lease = ride.lease = await self._cache.borrow(key, source, deadline_s)
             lease.model.signature.require(asked.call)
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
