@@ -16,7 +16,7 @@ from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, Unknow
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.instance import importing, process
 from flatshare.instance.finding import ModelFinder
-from flatshare.instance.importing import import_artifact
+from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
 
@@ -39,7 +39,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, *, disk_bytes: int = DISK, in_use: frozenset[ModelDigest] = NOBODY) -> ModelDigest:
-    return import_artifact(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use)
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use))
 
 
 def refuse_imports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ class TestWorker:
     def test_an_artifact_outside_of_its_prefix_is_unknown(self, store: TensorStore, models: Path) -> None:
         folder = write_checkpoint(models / "a")
         with pytest.raises(UnknownTarget):
-            import_artifact(store.folder, uri_of(folder), f"file://{models}/b/", DISK, NOBODY)
+            import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{models}/b/", DISK, NOBODY))
 
 
 class TestDisk:
@@ -152,7 +152,7 @@ class TestRefusals:
 
 async def find_again(store: TensorStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the error, from memory: no process is started for it."""
-    monkeypatch.setattr("flatshare.instance.finding.ProcessPoolExecutor", lambda *_, **__: pytest.fail("imported again"))
+    monkeypatch.setattr("flatshare.instance.importers.ProcessPoolExecutor", lambda *_, **__: pytest.fail("imported again"))
     async with finder_of(store) as finder:
         with pytest.raises(BadPackage) as caught:
             await finder.find(source(folder), NOBODY)
@@ -174,8 +174,8 @@ class TestProcess:
                 async with asyncio.timeout(20):
                     while not (store.incoming_dir / model_key(uri_of(folder))).exists():  # noqa: ASYNC110  (another process makes it)
                         await asyncio.sleep(0.01)
-                assert finder._pool is not None
-                os.kill(next(iter(finder._pool._processes)), signal.SIGKILL)
+                [pid] = finder.importers.pids()
+                os.kill(pid, signal.SIGKILL)
                 with pytest.raises(StoreUnavailable, match="died"):
                     await finding
             found = await finder.find(source(folder), NOBODY)

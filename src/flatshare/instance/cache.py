@@ -13,16 +13,9 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import Clock
-from flatshare.core.errors import (
-    AlreadyLoaded,
-    FlatshareError,
-    NotResident,
-    OutOfMemory,
-    Overloaded,
-    OverQuota,
-)
+from flatshare.core.errors import AlreadyLoaded, FlatshareError, NotResident, OutOfMemory, Overloaded, OverQuota
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
@@ -134,6 +127,8 @@ class ModelCache:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
             entry = self._begin(key, source)
+        elif is_cold:
+            self._finder.hasten(entry.source)
         elif self._recheck_task is None and _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
@@ -159,7 +154,7 @@ class ModelCache:
     async def warm(self, key: ModelKey, source: ModelSource) -> None:
         """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
         if key not in self._entries:
-            await asyncio.shield(self._begin(key, source).ready)
+            await asyncio.shield(self._begin(key, source, Urgency.AHEAD).ready)
 
     async def require(self, key: ModelKey, source: ModelSource | None) -> None:
         """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
@@ -238,12 +233,12 @@ class ModelCache:
 
     # Loading.
 
-    def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+    def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> _Entry:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
         self._require_place(tenant)
         now = self._clock.monotonic_s()
-        task = asyncio.get_running_loop().create_task(self._load(key, source))
+        task = asyncio.get_running_loop().create_task(self._load(key, source, urgency))
         entry = self._entries[key] = _Entry(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
@@ -265,9 +260,9 @@ class ModelCache:
             self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
         self.room.changed.set()
 
-    async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
+    async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> _Loaded:
         started_s = self._clock.monotonic_s()
-        stored = await self._finder.find(source, self._digests_in_use())
+        stored = await self._finder.find(source, self._digests_in_use(), urgency)
         reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])

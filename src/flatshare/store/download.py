@@ -1,10 +1,10 @@
 """Objects of one artifact on their way to this disk: by several ranges at once, each under the condition that nothing has changed.
 
-    name.part          as long as the object from the start, so that a full disk is met before the work and not after it
-    name.N.B.journal   how far each piece of N bytes has come, 8 bytes each; of boot B, since a power cut keeps journals and loses pages
+name.part          as long as the object from the start, so that a full disk is met before the work and not after it
+name.N.B.journal   how far each piece of N bytes has come, 8 bytes each; of boot B, since a power cut keeps journals and loses pages
 
-    object   |--------- piece 0 ---------|--------- piece 1 ---------|- piece 2 -|
-    arrived  |=================>         |=====>                     |           |     the next try asks for what is missing
+object   |--------- piece 0 ---------|--------- piece 1 ---------|- piece 2 -|
+arrived  |=================>         |=====>                     |           |     the next try asks for what is missing
 """
 
 import os

@@ -1,7 +1,7 @@
 """The way to the store, shared by all fetches of this machine, whichever process they run in: bounded, and demand before prefetch.
 
-    store/incoming/link     who may use the link next: the kernel's boot, and two moments on its clock (all fetches, fetches ahead)
-    store/incoming/demand   held shared by every fetch that somebody waits for; whoever fetches ahead waits until nobody holds it
+    store/link     who may use the link next: the kernel's boot, and two moments on its clock (all fetches, fetches ahead)
+    store/demand   held shared by every fetch that somebody waits for; whoever fetches ahead waits until nobody holds it
 
 Both are the kernel's locks: a fetch that is killed lets go of them.
 """
