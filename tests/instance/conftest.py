@@ -53,6 +53,7 @@ class FakeFinder:
     in_use: frozenset[ModelDigest] = frozenset()
     footprints: dict[ModelDigest, int] = field(default_factory=dict)
     urgencies: list[Urgency] = field(default_factory=list)
+    sources: list[ModelSource] = field(default_factory=list)
     hastened: list[ModelSource] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -64,6 +65,7 @@ class FakeFinder:
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
         self.searches += 1
         self.urgencies.append(urgency)
+        self.sources.append(source)
         self.in_use = in_use
         await self.gate.wait()
         await self.require(source)
@@ -148,6 +150,7 @@ def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         "test_cache",
         "test_cache_sharing",
         "test_hot",
+        "test_prefetch",
         "test_sharing",
         "test_watch",
     }:
