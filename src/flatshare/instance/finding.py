@@ -17,8 +17,11 @@ from flatshare.instance.importers import Importers
 from flatshare.instance.importing import ImportJob
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
+from flatshare.telemetry.log import get_logger
 
+log = get_logger("finding")
 PLAIN_DISK = DiskSettings()
+_TRUST_DISK_S = 10.0  # to find out that a store is dead takes as long
 
 
 class Finder(Protocol):
@@ -55,6 +58,8 @@ class ModelFinder:
         self._disk_bytes = disk_bytes
         self._disk = disk
         self.importers = Importers(disk.parallel_fetches)
+        self._out_of_reach: dict[str, float] = {}
+        """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
@@ -71,7 +76,7 @@ class ModelFinder:
         self.importers.hasten(ArtifactUri(source.uri))
 
     async def known(self, source: ModelSource) -> StoredModel | None:
-        """Raises UnknownTarget, StoreUnavailable, or why an earlier import was refused."""
+        """Raises UnknownTarget, or why an earlier import was refused; StoreUnavailable only if no version of it is on this disk."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._look, source)
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
@@ -88,12 +93,24 @@ class ModelFinder:
     def _look(self, source: ModelSource) -> StoredModel | None:
         """The model if this version of the artifact was imported before; an earlier refusal is raised again."""
         uri = ArtifactUri(source.uri)
-        version = probe(uri, root=source.root).version
-        digest = self._store.catalog.model_of(uri, version)
-        if digest is not None:
-            self._store.catalog.touch(digest, time.time())
-            return self._store.stored(digest)
+        last = self._store.catalog.last_model_of(uri)
+        if last is not None and time.monotonic() < self._out_of_reach.get(source.root, 0.0):
+            return self._taken(last)
+        try:
+            version = probe(uri, root=source.root).version
+        except StoreUnavailable as error:
+            if last is None:
+                raise
+            self._out_of_reach[source.root] = time.monotonic() + _TRUST_DISK_S
+            log.warning("store_out_of_reach", uri=uri, goes_on_with=last, reason=str(error))
+            return self._taken(last)
+        if (digest := self._store.catalog.model_of(uri, version)) is not None:
+            return self._taken(digest)
         refusal = self._store.catalog.refusal_of(uri, version)
         if refusal is not None:
             raise getattr(errors, refusal.error, BadPackage)(refusal.sentence)
         return None
+
+    def _taken(self, digest: ModelDigest) -> StoredModel | None:
+        self._store.catalog.touch(digest, time.time())
+        return self._store.stored(digest)

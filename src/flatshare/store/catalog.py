@@ -124,6 +124,11 @@ class Catalog:
         row = self._one("SELECT model FROM artifacts WHERE uri = ? AND version = ?", uri, version)
         return ModelDigest(row[0]) if row else None
 
+    def last_model_of(self, uri: ArtifactUri) -> ModelDigest | None:
+        """What the artifact was when it was last imported."""
+        row = self._one("SELECT model FROM artifacts WHERE uri = ?", uri)
+        return ModelDigest(row[0]) if row else None
+
     def refusal_of(self, uri: ArtifactUri, version: str) -> Refusal | None:
         row = self._one("SELECT error, sentence FROM refusals WHERE uri = ? AND version = ?", uri, version)
         return Refusal(row[0], row[1]) if row else None
