@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import Clock
 from flatshare.core.errors import Abandoned, AlreadyLoaded, FlatshareError, NotResident, OutOfMemory
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
@@ -91,6 +91,8 @@ class ModelCache:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
             entry = self._begin_by(key, source, deadline_s)
+        elif is_cold:
+            self._finder.hasten(entry.source)
         elif self._recheck_task is None and entry.is_loaded and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
@@ -124,7 +126,7 @@ class ModelCache:
     async def warm(self, key: ModelKey, source: ModelSource) -> None:
         """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
         if key not in self._entries:
-            entry = self._begin(key, source)
+            entry = self._begin(key, source, Urgency.AHEAD)
             entry.is_ahead = True
             await asyncio.shield(entry.ready)
 
@@ -220,12 +222,12 @@ class ModelCache:
             self._begin(key, source).is_ahead = True
         raise too_late(key, begun)
 
-    def _begin(self, key: ModelKey, source: ModelSource) -> Holding:
+    def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Holding:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
         self._loads.require_place(tenant, self._under_way())
         now = self._clock.monotonic_s()
-        task = asyncio.get_running_loop().create_task(self._load(key, source))
+        task = asyncio.get_running_loop().create_task(self._load(key, source, urgency))
         entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
@@ -244,9 +246,9 @@ class ModelCache:
         self._loads.over(len(self._under_way()))
         self.room.changed.set()
 
-    async def _load(self, key: ModelKey, source: ModelSource) -> Loaded:
+    async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
         started_s = self._clock.monotonic_s()
-        stored = await self._finder.find(source, self._digests_in_use())
+        stored = await self._finder.find(source, self._digests_in_use(), urgency)
         found_s = self._clock.monotonic_s() - started_s
         reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books

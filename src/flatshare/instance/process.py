@@ -26,6 +26,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.hot import HotSet
+from flatshare.instance.prefetch import Prefetcher
 from flatshare.instance.pressure import Kernel
 from flatshare.instance.quarantine import Quarantine
 from flatshare.instance.scrub import Scrubber
@@ -64,7 +65,7 @@ async def serve_until_stopped(
     triton = TritonBackend(own_code)
     backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, sharing)
-    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
+    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern), sharing.disk)
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, clock, journal,
@@ -80,9 +81,10 @@ async def serve_until_stopped(
         _stop_at_end_of_input(server)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    hot = memory.hot_set(cache)
+    hot, prefetcher = memory.hot_set(cache), Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
     hot.restore()
-    await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
+    warming = hot.warm(frozenset(memory.quarantine.records()))
+    await _run(server, watch.run(), warming, hot.follow(), Scrubber(store, cache).run(), prefetcher.run())
     await triton.pool.close()
     finder.close()
     writer.close()
