@@ -61,7 +61,8 @@ from flatshare.core.settings import KEEP, InstanceSettings, Listening, SharingSe
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
 @click.option("--name", default="", help="Endpoint and variant that it serves, for logs.")
-def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) -> None:
+@click.option("--template", "is_template", is_flag=True, hidden=True, help="Fork instances for the fleet driver, which is at stdin.")
+def instance(*, json_logs: bool, instance_id: str, name: str, is_template: bool, **options: Any) -> None:
     """Serve models by the SageMaker multi-model container contract: checkpoints and Triton repositories, loaded by POST /models.
 
     \b
@@ -70,6 +71,11 @@ def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) ->
       curl -X POST http://127.0.0.1:8080/models -d '{"model_name": "m1", "url": "/opt/ml/models/m1/model"}'
       curl -X POST http://127.0.0.1:8080/models/m1/invoke -H 'Content-Type: application/json' -d @request.json
     """
+    if is_template:
+        from flatshare.cli.template import fork_instances
+
+        fork_instances(lambda arguments: instance.main(arguments, "flatshare instance"))
+        return
     import structlog
     import uvloop
 

@@ -69,7 +69,7 @@ class FleetSettings:
     """The file of settings that every instance reads for itself."""
     max_instances: int = 16
     parallel_starts: int = 4
-    """Instances that start at the same time: a start takes a core for half a second."""
+    """Instances that start at the same time: a start takes a core for some hundredths of a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
