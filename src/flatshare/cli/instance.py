@@ -55,6 +55,11 @@ from flatshare.core.settings import KEEP, InstanceSettings, Listening, SharingSe
 )
 @click.option("--tidy/--no-tidy", "is_tidy", default=True, show_default=True, help="Gradients off, garbage collected, memory given back.")
 @click.option("--spare/--no-spare", "has_spare", default=True, show_default=True, help="Keep a worker process started ahead.")
+@click.option(
+    "--published-code",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Run models' Python code only if this file has its digest: see 'flatshare code publish'. Default: any runs.",
+)
 @settings_option
 @changed_artifacts_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
@@ -108,6 +113,7 @@ class InstanceOptions:
     load_s: float
     is_tidy: bool
     has_spare: bool
+    published_code: Path | None
     follow_stdin: bool
 
     @property
@@ -127,6 +133,7 @@ class InstanceOptions:
             private_bytes=self.memory_bytes,
             has_spare=self.has_spare,
             is_tidy=self.is_tidy,
+            published_code=self.published_code,
         )
 
     @property

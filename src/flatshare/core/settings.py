@@ -38,6 +38,8 @@ class SecuritySettings:
     """none · sigv4 · bearer"""
     keys_file: Path = Path("keys.json")
     audit_dir: Path = Path("audit")
+    published_code: Path | None = None
+    """As in WorkerSettings."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
 
@@ -190,6 +192,8 @@ class WorkerSettings:
     """Keep one worker started ahead, its libraries imported."""
     is_tidy: bool = True
     """Gradients off, garbage collected and memory given back by the host."""
+    published_code: Path | None = None
+    """The file of digests of the code that may run; None lets any run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,8 +49,9 @@ class _Local:
 class LocalDriver:
     """Made, used and closed on one event loop."""
 
-    def __init__(self, settings: FleetSettings, *, command: tuple[str, ...] = _TEMPLATE) -> None:
+    def __init__(self, settings: FleetSettings, *, command: tuple[str, ...] = _TEMPLATE, published_code: Path | None = None) -> None:
         self._settings = settings
+        self._published_code = published_code
         self._template = TemplateProcess(command, _ENVIRONMENT, settings.log_dir / "template.log")
         self._sockets = SocketFolder()
         self._instances: dict[InstanceId, _Local] = {}
@@ -129,6 +130,7 @@ class LocalDriver:
             "--disk", str(settings.disk_bytes), "--workers", str(settings.workers),
             "--changed-artifacts", settings.changed_artifacts, "--id", spec.id, "--name", spec.name, "--follow-stdin",
             *(["--json-logs"] if settings.has_json_logs else []),
+            *(["--published-code", str(self._published_code)] if self._published_code else []),
             *(["--settings", str(settings.settings_path)] if settings.settings_path else []),
         )  # fmt: skip
 
