@@ -151,7 +151,8 @@ class Invoker:
             return
         is_success = answer.reply.status < 300
         if is_success:
-            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0))
+            cause = next((value.decode() for name, value in answer.reply.headers if name == container.COLD_CAUSE), "")
+            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0), cause)
         if answer.reply.status != 404:  # callers invent names
             ran_s = phases.get("model", 0.0)
             self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)

@@ -108,7 +108,7 @@ class ModelCache:
         except BaseException:
             self._let_go(entry)
             raise
-        return Lease(loaded.model[0], loaded.digest, self._clock.monotonic_s() - asked_s, entry.tenant, key, entry)
+        return Lease(loaded.model[0], loaded.digest, self._clock.monotonic_s() - asked_s, entry.tenant, key, entry, self.demand.cause(key))
 
     def give_back(self, lease: Lease) -> None:
         """End a lease. A visit that cost nothing is written down once the answer is on its way."""

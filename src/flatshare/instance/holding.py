@@ -52,3 +52,5 @@ class Lease:
     tenant: Tenant
     key: ModelKey
     held: Holding = field(repr=False)
+    cause: str = ""
+    """Why the model had to be loaded when it was loaded last."""

@@ -130,5 +130,5 @@ def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, b
         (container.QUEUE_MS, b"%.3f" % (1e3 * waited_s)),
     ]
     if lease.cold_start_s is not None:
-        headers.append((container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)))
+        headers += [(container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)), (container.COLD_CAUSE, lease.cause.encode())]
     return headers
