@@ -1,11 +1,13 @@
 """The next instance of a name has the hot models of the last one, as far as there is room."""
 
+import asyncio
 from pathlib import Path
 
 import orjson
 
+from flatshare.core.call import Urgency
 from flatshare.instance.hot import HotSet
-from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat
+from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
 
 
 async def test_the_hot_set_is_loaded_ahead_most_valuable_first_and_leaves_room(flat: Flat, tmp_path: Path) -> None:
@@ -25,6 +27,18 @@ async def test_the_hot_set_is_loaded_ahead_most_valuable_first_and_leaves_room(f
         assert "m1" in later.resident
         assert later.journal.counts["load"] == len(later.resident) <= 4
         assert later.entries("evict") == []
+        assert set(later.finder.urgencies) == {Urgency.AHEAD}
+
+
+async def test_who_asks_for_what_is_being_loaded_ahead_hastens_it(flat: Flat, tmp_path: Path) -> None:
+    flat.finder.gate.clear()
+    warming = asyncio.create_task(flat.cache.warm(key_of("m0"), source("m0")))
+    await flat.until(lambda: flat.finder.searches == 1)
+    riding = asyncio.create_task(flat.use("m0"))
+    await flat.until(lambda: flat.finder.hastened == [source("m0")])
+    flat.finder.gate.set()
+    await asyncio.gather(warming, riding)
+    assert flat.finder.urgencies == [Urgency.AHEAD]
 
 
 async def test_a_model_that_cannot_be_loaded_any_more_is_passed_over(flat: Flat, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from flatshare.core.errors import BadPackage, StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.sizes import MIB
-from flatshare.instance.importing import import_artifact
+from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.package.packed import Listing, read_listing, write_packed
 from flatshare.package.packs import INDEX, PACK, TRUNKS, Trunk, write_trunk
 from flatshare.store.tensors import TensorStore
@@ -38,7 +38,7 @@ def _pack(source: Path, place: Path, trunk: Trunk) -> None:
 
 def _import(site: Path, target: str) -> ModelDigest:
     uri = ArtifactUri(f"file://{site / target}")
-    return import_artifact(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset())
+    return import_artifact(ImportJob(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset()))
 
 
 def _trunk_folder(site: Path) -> Path:

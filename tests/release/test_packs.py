@@ -13,7 +13,7 @@ from flatshare.client import Models
 from flatshare.core.errors import BadInput, BadPackage, FlatshareError, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.sizes import MIB
-from flatshare.instance.importing import import_artifact
+from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.package.build import Form, Package, read_package
 from flatshare.package.packs import TRUNKS
 from flatshare.release import upload
@@ -99,7 +99,7 @@ def test_from_an_object_store_it_is_the_same_model(at_aws: str, monkeypatch: pyt
     for path in artifact.rglob("*"):
         if path.is_file():
             shelf.put(f"acme/e0/{path.relative_to(artifact).as_posix()}", path)
-    digest = import_artifact(tmp_path / "store", ArtifactUri(f"{root}acme/e0"), root, 1024 * MIB, frozenset())
+    digest = import_artifact(ImportJob(tmp_path / "store", ArtifactUri(f"{root}acme/e0"), root, 1024 * MIB, frozenset()))
     assert digest == package.record.answered_as[""]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
+from flatshare.cli import published
 from flatshare.cli.options import console, errors, json_option, print_json
 from flatshare.core.sizes import format_size
 
@@ -121,15 +122,20 @@ def _package_all(batch: Path, like: Any, *, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-@click.group(short_help="Version inference code.")
+@click.group(short_help="Version inference code, and say what may run.")
 def code() -> None:
-    """Inference code in a store, immutable: a version means the same files for ever.
+    """Inference code in a store, immutable: a version means the same files for ever. And what of it a server may run.
 
     \b
     Examples:
       flatshare code push tagger ./tagger
       flatshare package acme/tags ./weights --layout python --code tagger@1
+      flatshare code publish acme-tags.package
     """
+
+
+for command in (published.publish, published.published, published.revoke):
+    code.add_command(command)
 
 
 def _store_option(command: Any) -> Any:

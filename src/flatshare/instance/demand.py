@@ -6,6 +6,10 @@ One record per model that was ever asked for, the longest forgotten ones given u
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
@@ -17,6 +21,7 @@ from flatshare.policy.worth import Season, Visits
 MOST = 100_000
 _UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
 _SMOOTHING = 0.3
+UNREADABLE = (OSError, orjson.JSONDecodeError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,15 @@ class Known:
     source: ModelSource
     visits: Visits
     reload_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an instance wrote down of a model, and how long ago it was asked for."""
+
+    key: ModelKey
+    known: Known
+    age_s: float
 
 
 class DemandBook:
@@ -137,3 +151,15 @@ class DemandBook:
         self._models[key] = Known(known.source, visits, known.reload_s)
         for hour, starts in enumerate(visits.starts):
             self._cohort[hour] += starts
+
+
+def records(path: Path, now_s: float) -> list[Record]:
+    """What `export` gave to an instance that wrote it there. `now_s` is the wall clock's. Raises one of UNREADABLE."""
+    elapsed_s = max(0.0, now_s - path.stat().st_mtime)
+    return [_record(fields, elapsed_s) for fields in orjson.loads(path.read_bytes())]
+
+
+def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
+    visits = fields["visits"] | {"starts": tuple(fields["visits"]["starts"])}
+    known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
+    return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

@@ -1,6 +1,7 @@
 """Step 5g: an instance that comes back has its hot models first: what the last one of its name served is remembered, and loaded ahead."""
 
 import asyncio
+import time
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
@@ -10,8 +11,7 @@ import orjson
 from flatshare.core.call import ModelSource
 from flatshare.core.ids import ModelKey
 from flatshare.instance.cache import ModelCache
-from flatshare.instance.demand import Known
-from flatshare.policy.worth import Visits
+from flatshare.instance.demand import UNREADABLE, records
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("hot")
@@ -32,17 +32,15 @@ class HotSet:
     def restore(self) -> int:
         """Remember what the last instance knew; how many models that are."""
         try:
-            records = orjson.loads(self._path.read_bytes())
-            for record in records:
-                visits = record["visits"] | {"starts": tuple(record["visits"]["starts"])}
-                known = Known(ModelSource(**record["source"]), Visits(**visits), record["reload_s"])
-                self._cache.demand.restore(ModelKey(record["key"]), known, record["age_s"])
+            found = records(self._path, now_s=time.time())
         except FileNotFoundError:
             return 0
-        except (orjson.JSONDecodeError, TypeError, KeyError):
+        except UNREADABLE:
             log.warning("hot_set_unreadable", path=str(self._path))
             return 0
-        return len(records)
+        for record in found:
+            self._cache.demand.restore(record.key, record.known, record.age_s)
+        return len(found)
 
     async def warm(self, but: Container[ModelKey] = ()) -> None:
         """Load the most valuable ones, one after the other, as long as there is room; none of `but`, which are suspects."""

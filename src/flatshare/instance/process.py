@@ -26,6 +26,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.hot import HotSet
+from flatshare.instance.prefetch import Prefetcher
 from flatshare.instance.pressure import Kernel
 from flatshare.instance.quarantine import Quarantine
 from flatshare.instance.scrub import Scrubber
@@ -65,7 +66,7 @@ async def serve_until_stopped(
     triton = TritonBackend(own_code)
     backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, sharing)
-    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
+    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern), sharing.disk)
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, clock, journal,
@@ -84,7 +85,9 @@ async def serve_until_stopped(
     await _listen(server, at)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    await _run(server, watch.run(), hot.warm(suspects), hot.follow(), hot.prefetch(), Scrubber(store, cache).run())
+    prefetcher = Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
+    beside = [hot.warm(suspects), hot.follow(), hot.prefetch(), Scrubber(store, cache).run(), prefetcher.run()]
+    await _run(server, watch.run(), *beside)
     await triton.pool.close()
     finder.close()
     writer.close()

@@ -5,6 +5,8 @@
     store/blobs/DIGEST      graphs and tokenizers
     store/files, packages, environments     models that are served from their own files (packages.py)
     store/incoming/         artifacts on their way in
+    store/link, demand      the way to the object store, shared by the machine's fetches (link.py)
+    store/room.lock         held by who makes room on the disk (instance/disk.py)
     store/import.lock       held by the one import that writes; the kernel lets go of it when the importer dies
 
 An import writes pack and blobs under temporary names, makes them durable, renames them, and only then commits rows.
@@ -126,6 +128,7 @@ class TensorStore:
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
                 sql.execute("DELETE FROM footprints WHERE model NOT IN (SELECT digest FROM models)")
+                sql.execute("DELETE FROM imports WHERE model NOT IN (SELECT digest FROM models)")
                 sql.execute("DELETE FROM file_tensors WHERE file NOT IN (SELECT file FROM package_files)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
