@@ -80,8 +80,7 @@ async def serve_until_stopped(
     if at.follow_stdin:
         _stop_at_end_of_input(server)
     hot, suspects = memory.hot_set(cache), frozenset(memory.quarantine.records())
-    if hot.restore():
-        await hot.warm_ahead(suspects, _WARM_AHEAD_S)
+    await hot.warm_ahead(suspects, _WARM_AHEAD_S)
     await _listen(server, at)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
