@@ -85,7 +85,7 @@ class InstanceApp:
             case "DELETE", None:
                 await self._cache.unload(key)
             case "GET", "/metadata":
-                reply = await self._server.describe(key, container.parse_source(request))
+                reply = await self._server.describe(key, container.parse_source(request), request.header(container.MODEL_VERSION))
             case "GET", "/explain":
                 reply = await self._explain(key, request)
             case "GET", "/artifact":

@@ -1,6 +1,7 @@
 """What the cache and the server ask of an engine."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -37,8 +38,17 @@ class RemoteModel(Protocol):
 
     signature: Signature
 
+    def signature_of(self, version: str) -> Signature:
+        """Of one version; of the latest for none. Raises UnknownTarget."""
+
+    def is_decoupled(self, version: str) -> bool:
+        """Whether it may answer a call any number of times."""
+
     async def infer(self, call: InferCall) -> InferResult:
         """As `LoadedModel.run`."""
+
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+        """`heard` is called with each answer as it comes; returns after the last. Raises as `infer`."""
 
     async def close(self) -> None:
         """Unload it; its memory is free when this returns."""

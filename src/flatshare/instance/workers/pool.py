@@ -73,8 +73,8 @@ class WorkerPool:
         self._spare.prepare(place.unit.imports)
         return model
 
-    async def infer(self, model: Model, group: str, ask: Ask) -> list[Answer]:
-        """One answer; of a decoupled model any number. Raises what went wrong, for this request alone."""
+    async def infer(self, model: Model, group: str, ask: Ask, on_part: Callable[[Answer], None] | None = None) -> list[Answer]:
+        """One answer; of a decoupled model any number, to `on_part` as they come. Raises what went wrong, for this request alone."""
         self._check(model)
         if model.place.key in ask.chain:
             raise ModelFailed(f"model '{model.place.unit.model}' calls itself: it would wait for its own answer for ever")
@@ -82,7 +82,7 @@ class WorkerPool:
             raise Overloaded(
                 f"{len(model.queue)} requests wait for model '{model.place.unit.model}': call again later, or give it more instances"
             )
-        rider = Rider(next(self._numbers), ask, _rows(ask, model), asyncio.get_running_loop().create_future())
+        rider = Rider(next(self._numbers), ask, _rows(ask, model), asyncio.get_running_loop().create_future(), on_part)
         self._groups[group].ride(model, rider)
         self._riding += 1
         try:
