@@ -13,6 +13,7 @@ from flatshare import pyworker
 from flatshare.core.errors import BadInput, FlatshareError, ModelFailed, Overloaded, Quarantined
 from flatshare.core.settings import WorkerSettings
 from flatshare.instance.workers.group import Group
+from flatshare.instance.workers.metrics import ModelMetrics
 from flatshare.instance.workers.process import WorkerProcess
 from flatshare.instance.workers.records import Answer, Ask, Model, Place, Rider
 from flatshare.instance.workers.spare import Spare
@@ -51,6 +52,7 @@ class WorkerPool:
         self._resolvers: dict[str, Resolve] = {}
         self._histories: dict[str, _History] = {}
         self._numbers = itertools.count(1)
+        self.metrics = ModelMetrics()
         self._spare = Spare(self._start_own, is_on=settings.has_spare)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
@@ -112,6 +114,7 @@ class WorkerPool:
             "workers_ended": self._ended,
             "code_versions": len(self._groups),
             "models_quarantined": refused,
+            "model_metrics_dropped": self.metrics.dropped,
         }
 
     async def close(self) -> None:
@@ -200,6 +203,8 @@ class WorkerPool:
                 model=name,
                 text=fields["message"],
             )
+        elif frame.kind == "metrics":
+            self.metrics.take(fields["series"], self._name_of(str(fields["model"])))
         elif frame.kind == "is_ready":
             package = str(fields["model"]).partition("/")[0]
             wanted = f"{package}/{fields['name']}/{fields['version']}".rstrip("/")
