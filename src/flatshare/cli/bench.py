@@ -101,17 +101,27 @@ def auth(frame: Frame) -> None:
 
 @bench.command()
 @framed("A fifth of the time")
-def memory(frame: Frame) -> None:
+@click.option("--only", default="", metavar="PARTS", help="Some of unload, neighbours, overload, thrash, limit; separated by commas.")
+def memory(frame: Frame, only: str) -> None:
     """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
 
     \b
-    Example:
+    Examples:
       flatshare bench memory --json memory.json
+      flatshare bench memory --only neighbours,overload --work /tmp/bench      # kept: the next run imports nothing
     """
-    from flatshare.bench.memory import AT_LEAST, QUICK, TARGETS, Scale, run
+    from flatshare.bench.memory import AT_LEAST, PARTS, QUICK, TARGETS, Scale, run
 
-    scale = QUICK if frame.is_quick else Scale()
-    frame.measure("memory", 14_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS | AT_LEAST, at_least=AT_LEAST)
+    names, scale = [name.strip() for name in only.split(",") if name.strip()], QUICK if frame.is_quick else Scale()
+    if unknown := set(names) - PARTS.keys():
+        raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(PARTS)}", param_hint="--only")
+    frame.measure(
+        "memory",
+        14_000_000_000,
+        lambda folder, begin: run(folder, scale, begin, names),
+        TARGETS | AT_LEAST,
+        at_least=AT_LEAST,
+    )
 
 
 @bench.command()

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from flatshare.core.tensor import Tensor
 
@@ -50,3 +51,10 @@ class ModelSource:
 
     uri: str
     root: str
+
+
+class Urgency(StrEnum):
+    """Whether somebody waits for a model that has to be brought here."""
+
+    DEMAND = "demand"
+    AHEAD = "ahead"

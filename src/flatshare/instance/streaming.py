@@ -1,13 +1,13 @@
 """Steps 6 and 7 for decoupled models: each answer goes to the caller as it comes, as a v2 answer of its own."""
 
 import asyncio
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 from flatshare.core.call import InferCall, InferResult, Scalar
 from flatshare.core.errors import Abandoned, FlatshareError, Overloaded
 from flatshare.instance import remote
 from flatshare.instance.backends.base import RemoteModel
+from flatshare.instance.ride import Ride
 from flatshare.wire import v2
 from flatshare.wire.generation import StreamForm
 from flatshare.wire.http import Reply
@@ -36,15 +36,16 @@ class Voice:
         return replace(self, request=every).part(InferResult(()))
 
 
-async def in_parts(model: RemoteModel, call: InferCall, voice: Voice, deadline_s: float | None, held: AsyncExitStack) -> Reply:
-    """The reply begins with the first answer; what goes wrong before is raised. `held` is closed when the last has gone."""
+async def in_parts(model: RemoteModel, call: InferCall, voice: Voice, deadline_s: float | None, ride: Ride) -> Reply:
+    """The reply begins with the first answer; what goes wrong before is raised. `ride` ends when the last has gone."""
     parts = TensorParts(model, call, voice, deadline_s)
     try:
         await parts.begin()
     except BaseException:
         await parts.aclose()
         raise
-    parts.hold(held.pop_all())
+    ride.has_parts = True
+    parts.hold(ride)
     return Reply(200, content_type=voice.form.content_type, parts=parts)
 
 
@@ -53,7 +54,7 @@ class TensorParts:
 
     def __init__(self, model: RemoteModel, call: InferCall, voice: Voice, deadline_s: float | None) -> None:
         self._voice = voice
-        self._held = AsyncExitStack()
+        self._ride: Ride | None = None
         self._heard: asyncio.Queue[InferResult | BaseException | None] = asyncio.Queue()  # bounded by `_hear`
         self._first: InferResult | BaseException | None = None
         self._has_begun = self._has_ended = False
@@ -68,8 +69,8 @@ class TensorParts:
         if isinstance(self._first, BaseException):
             raise self._first
 
-    def hold(self, held: AsyncExitStack) -> None:
-        self._held = held
+    def hold(self, ride: Ride) -> None:
+        self._ride = ride
 
     def __aiter__(self) -> "TensorParts":
         return self
@@ -95,7 +96,8 @@ class TensorParts:
             self._asking.cancel()
             await asyncio.wait({self._asking})
         finally:
-            await self._held.aclose()
+            if self._ride is not None:
+                await self._ride.end()
 
     def _last(self) -> bytes:
         """Whoever asked for it hears of the end also if the model had nothing more to say."""

@@ -10,6 +10,7 @@ from flatshare.core.errors import BadInput, ModelFailed
 from flatshare.core.repository import Repository, Unit
 from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
+from flatshare.instance.backends.base import RemoteModel
 from flatshare.instance.backends.triton import ensemble, shapes
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Answer, Ask, Model
@@ -74,14 +75,13 @@ class EnsembleStep:
         """Its steps are closed by whoever owns them."""
 
 
-class TritonModel:
-    """A `RemoteModel`. Filled by `put`, ready after `complete`."""
-
-    signature: Signature
+class TritonModel(RemoteModel):
+    """Filled by `put`, ready after `complete`."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._steps: dict[tuple[str, int], Step] = {}
+        self._signatures: dict[str, Signature] = {}
 
     def put(self, unit: Unit, step: Step) -> None:
         self._steps[unit.model, unit.version] = step
@@ -92,7 +92,13 @@ class TritonModel:
             config = triton_config.read(dict(unit.config), unit.model)
             if config.backend == ENSEMBLE:
                 self._steps[unit.model, unit.version] = EnsembleStep(config, self)
-        self.signature = self.signature_of("")
+        units = {unit.version: unit for unit in self._repository.units if unit.model == self._repository.entry}
+        versions = tuple(map(str, sorted(units)))
+        for version in ("", *versions):
+            unit = self._unit(version)
+            config = self._steps[unit.model, unit.version].config
+            self._signatures[version] = replace(shapes.signature(config), versions=versions)
+        self.signature = self._signatures[""]
 
     @property
     def steps(self) -> Mapping[tuple[str, int], Step]:
@@ -103,11 +109,8 @@ class TritonModel:
         return next(unit.folder for unit in self._repository.units if unit.model == name)
 
     def signature_of(self, version: str) -> Signature:
-        unit = self._unit("")
-        signature = replace(shapes.signature(self._steps[unit.model, unit.version].config), versions=self._versions)
-        signature.require_version(version)
-        unit = self._unit(version)
-        return replace(shapes.signature(self._steps[unit.model, unit.version].config), versions=self._versions)
+        self.signature.require_version(version)
+        return self._signatures[version]
 
     async def infer(self, call: InferCall) -> InferResult:
         """Raises BadInput, ModelFailed, WorkerDied, Quarantined, Overloaded."""
@@ -143,11 +146,6 @@ class TritonModel:
 
     async def close(self) -> None:
         await asyncio.gather(*(step.close() for step in self._steps.values()))
-
-    @property
-    def _versions(self) -> tuple[str, ...]:
-        """Of the entry."""
-        return tuple(map(str, sorted(unit.version for unit in self._repository.units if unit.model == self._repository.entry)))
 
     def _unit(self, version: str) -> Unit:
         """Of the entry; of a version that was checked."""
