@@ -40,7 +40,12 @@ def test_the_ranges_of_one_object_are_asked_for_side_by_side(s3: S3, proxy: Prox
     """Each of four requests is answered only when all four have come."""
     body, together = os.urandom(4 * PIECE), threading.Barrier(4)
     s3.put("parallel/weights", body)
-    proxy.before = lambda request: together.wait(20) and None if request.range else None
+
+    def wait_for_the_others(request: Seen) -> None:
+        if request.range:
+            together.wait(20)
+
+    proxy.before = wait_for_the_others
     assert fetched("parallel", tmp_path) == {"weights": body}
 
 

@@ -11,6 +11,8 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
+from flatshare.bench import memory_peers
+from flatshare.bench.memory_peers import NO_PEERS, Peers
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, running_server, start_server
 from flatshare.bench.slow_store import BUCKET, slow_store
@@ -42,8 +44,8 @@ class Scale:
 QUICK = Scale(seconds=8.0, overload_s=10.0)
 
 
-def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
-    """Measure everything in `folder`, which should be on a local disk with 8 GB free."""
+def run(folder: Path, scale: Scale, begin: Steps, peers: Peers = NO_PEERS) -> dict[str, float]:
+    """Measure everything in `folder`, which should be on a local disk with 14 GB free; memory and `models_in_1gib` on `peers` too."""
     results, catalogue = Results(), tenants(scale.tenants)
     prefix, data = folder / "models", folder / "data"
     step = begin("writing checkpoints", len(catalogue))
@@ -59,7 +61,7 @@ def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
     with slow_store(prefix, 0.2) as environment:
         _thrash(folder, catalogue, environment, scale, results, begin)
     _in_one_gib(data, prefix, catalogue, results, begin)
-    return results.values
+    return results.values | memory_peers.run(folder / "peers", data / "store", peers, begin)
 
 
 def _neighbours(server: RunningServer, catalogue: list[Tenant], scale: Scale, results: Results, begin: Steps) -> None:
