@@ -67,7 +67,7 @@ def instance_pids(endpoint: Endpoint) -> list[int]:
     found = []
     for pid in family(endpoint.server.process.pid)[1:]:
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b" ")
         except (FileNotFoundError, ProcessLookupError):
             continue
         if b"instance" in words and b"--socket" in words:

@@ -107,6 +107,17 @@ class Flat:
             async with self.cache.lease(key_of(name), source(name)):
                 pass
 
+    async def use_by(self, name: str, within_s: float) -> None:
+        """One request with a deadline."""
+        async with self.cache.lease(key_of(name), source(name), asyncio.get_running_loop().time() + within_s):
+            pass
+
+    async def slow_load(self, name: str, took_s: float) -> None:
+        """Unload it, and let its loads be known to take so long."""
+        await self.cache.unload(key_of(name))
+        for _ in range(40):
+            self.cache.demand.loaded(key_of(name), took_s)
+
     @property
     def resident(self) -> set[str]:
         return {info.uri.rsplit("/", 1)[1] for info in self.cache.snapshot()}

@@ -58,3 +58,32 @@ async def test_what_cannot_be_read_is_no_reason_not_to_start(flat: Flat, tmp_pat
     for rubbish in (b"{broken", b"[1]", orjson.dumps([{"key": "x"}])):
         (tmp_path / "name.hot.json").write_bytes(rubbish)
         assert hot.restore() == 0
+
+
+async def test_what_had_to_go_for_others_comes_back_when_there_is_room_and_what_was_unloaded_does_not(flat: Flat, tmp_path: Path) -> None:
+    room = BASE + SESSION + 5 * (OWN + 1_000)
+    async with running_flat(BASE + SESSION + 2 * (OWN + 1_000), anonymous_share=1.0) as small:
+        for index in range(4):
+            small.finder.put(f"m{index}")
+        hot = HotSet(small.cache, tmp_path, "name")
+        await small.use("m0", "m1", "m2", "m3")
+        gone = {"m0", "m1", "m2", "m3"} - small.resident
+        assert gone
+        await hot.bring_back()
+        assert not gone & small.resident
+        await small.cache.unload(key_of("m3"))
+        await small.cache.set_memory(room)
+        await hot.bring_back()
+        assert gone <= small.resident
+        assert "m3" not in small.resident
+
+
+async def test_warming_ahead_ends_in_time_and_goes_on_later(flat: Flat, tmp_path: Path) -> None:
+    await flat.use("m0")
+    hot = HotSet(flat.cache, tmp_path, "name")
+    await flat.cache.unload(key_of("m0"))
+    flat.finder.gate.clear()
+    await hot.warm_ahead((), within_s=0.01)
+    assert flat.resident == set()
+    flat.finder.gate.set()
+    await flat.until(lambda: flat.resident == {"m0"})  # the load itself was not given up

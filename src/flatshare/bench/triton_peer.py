@@ -30,6 +30,8 @@ class TritonServer:
     http_port: int
     grpc_port: int
     log: Path
+    repository: Path
+    """Where models may be put that are then loaded by name."""
 
 
 def triton_files(venv: Path) -> Path | None:
@@ -49,7 +51,7 @@ def triton_server(
     files = triton_files(venv)
     if files is None:
         raise FileNotFoundError(f"no Triton in {venv}: install nvidia-pytriton there, or run `make .stamps/triton`")
-    backends, repository = folder / "backends", folder / "empty"
+    backends, repository = folder / "backends", folder / "repository"
     repository.mkdir(parents=True)
     _lay_out(files, backends, others or {})
     ports = _free_ports(4)
@@ -58,7 +60,7 @@ def triton_server(
         process = subprocess.Popen(
             [*before, *_command(files, repository, backends, ports)], stdout=output, stderr=output, env=_environment(files, venv)
         )
-    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log)
+    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log, repository)
     try:
         _wait_until_ready(process, server)
         yield server

@@ -38,6 +38,8 @@ class SecuritySettings:
     """none · sigv4 · bearer"""
     keys_file: Path = Path("keys.json")
     audit_dir: Path = Path("audit")
+    published_code: Path | None = None
+    """As in WorkerSettings."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
 
@@ -69,7 +71,7 @@ class FleetSettings:
     """The file of settings that every instance reads for itself."""
     max_instances: int = 16
     parallel_starts: int = 4
-    """Instances that start at the same time: a start takes a core for half a second."""
+    """Instances that start at the same time: a start takes a core for some hundredths of a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
@@ -205,6 +207,8 @@ class WorkerSettings:
     """Keep one worker started ahead, its libraries imported."""
     is_tidy: bool = True
     """Gradients off, garbage collected and memory given back by the host."""
+    published_code: Path | None = None
+    """The file of digests of the code that may run; None lets any run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,18 +46,14 @@ class Signature:
 
     def require(self, call: InferCall) -> None:
         """Raises BadInput, with what the model takes, if the call's tensors or the outputs it asks for are none of the model's."""
-        known = {info.name: info for info in self.inputs}
         for tensor in call.inputs.values():
-            info = known.get(tensor.name)
-            if info is None or not _fits(tensor, info):
+            if not any(info.name == tensor.name and _fits(tensor, info) for info in self.inputs):
                 asked = f"'{tensor.name[:64]}' {tensor.datatype} {list(tensor.shape)}"
                 raise BadInput(f"the model has no input {asked}: it takes {_listed(self.inputs)}")
         missing = [info for info in self.inputs if not info.is_optional and info.name not in call.inputs]
         if missing:
             raise BadInput(f"input {_listed(missing)} is missing: the model takes {_listed(self.inputs)}")
-        outputs = {info.name for info in self.outputs}
-        unknown = [name for name in call.wanted if name not in outputs]
-        if unknown:
+        if call.wanted and (unknown := [name for name in call.wanted if all(info.name != name for info in self.outputs)]):
             raise BadInput(f"the model has no output '{unknown[0][:64]}': it gives {_listed(self.outputs)}")
 
 

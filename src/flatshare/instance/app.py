@@ -6,7 +6,6 @@ from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
-from structlog.contextvars import bind_contextvars
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
@@ -17,7 +16,7 @@ from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
-from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
@@ -57,7 +56,7 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
-        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
+        CURRENT_REQUEST.set(request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
@@ -68,6 +67,8 @@ class InstanceApp:
 
     async def _route(self, request: Request) -> Reply:
         path = _PATH.fullmatch(request.path)
+        if path is not None and path["action"] == "/invoke" and request.method == "POST":  # first, since nearly all are
+            return await self._server.invoke(ModelKey(path["key"]), container.parse_source(request), request)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
             if handler is None:
@@ -78,8 +79,6 @@ class InstanceApp:
     async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
         reply = Reply(200)
         match request.method, action:
-            case "POST", "/invoke":
-                reply = await self._server.invoke(key, container.parse_source(request), request)
             case "GET", None:
                 reply = self._describe(key)
             case "DELETE", None:

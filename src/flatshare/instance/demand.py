@@ -51,6 +51,7 @@ class DemandBook:
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._cohort = [0.0] * worth.BINS
         self._evicted_s: dict[ModelKey, float] = {}
+        self._causes: dict[ModelKey, str] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
         self._thrashes_since_s: float | None = None
 
@@ -62,7 +63,7 @@ class DemandBook:
             visits = worth.first_visit(now_s, hour)
             self._models[key] = Known(source, visits, _UNKNOWN_RELOAD_S)
             if len(self._models) > MOST:
-                self._models.popitem(last=False)
+                self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
             visits = worth.next_visit(known.visits, now_s, hour)
             self._models[key] = Known(source, visits, known.reload_s)
@@ -78,8 +79,24 @@ class DemandBook:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
             self._models[key] = Known(known.source, known.visits, reload_s)
         evicted_s = self._evicted_s.pop(key, None)
+        self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
         self._thrashes_since_s = thrash.since_when(self.thrash, self._thrashes_since_s, now_s)
+
+    def _note_cause(self, key: ModelKey, evicted_ago_s: float | None) -> None:
+        if evicted_ago_s is not None:
+            self._causes[key] = f"evicted {evicted_ago_s:.0f} s before, for room"
+        elif key in self._models:
+            was_here = "it was unloaded, had expired, or its artifact is another one"
+            self._causes[key] = was_here if key in self._causes else "first call on this instance"
+
+    def cause(self, key: ModelKey) -> str:
+        """Why the model had to be loaded when it was loaded last."""
+        return self._causes.get(key, "")
+
+    def evicted_models(self) -> list[ModelKey]:
+        """Those that left for others and have not come back: what may be loaded again ahead of its callers."""
+        return [key for key in self._evicted_s if key in self._models]
 
     def evicted(self, key: ModelKey) -> None:
         now_s = self._clock.monotonic_s()

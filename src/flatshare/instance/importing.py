@@ -20,6 +20,7 @@ from flatshare.core.errors import BadPackage
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.instance.disk import DiskRoom, Newcomer
+from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
 from flatshare.store.catalog import Refusal
 from flatshare.store.link import Link
@@ -65,16 +66,17 @@ def import_artifact(job: ImportJob) -> ModelDigest:
             return known
         began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use)
         with room.reserved(_newcomer(artifact, job.urgency), incoming.with_suffix(".lock")):
-            digest = _bring(store, artifact, incoming, Link(store.folder, job.settings, job.urgency))
+            digest = _bring(store, artifact, job.root, incoming, Link(store.folder, job.settings, job.urgency))
         store.catalog.remember_import(digest, time.monotonic() - began_s)
         DiskRoom(store, job.disk_bytes, job.in_use | {digest}).settle()
         return digest
 
 
-def _bring(store: TensorStore, artifact: Artifact, incoming: Path, link: Link) -> ModelDigest:
+def _bring(store: TensorStore, artifact: Artifact, root: str, incoming: Path, link: Link) -> ModelDigest:
     limits = StoreLimits()
     try:
-        report = import_checkpoint(store, fetch(artifact, incoming, limits, link), artifact.uri, artifact.version, limits)
+        folder = with_trunks(store, fetch(artifact, incoming, limits, link), root, incoming, limits, link)
+        report = import_checkpoint(store, folder, artifact.uri, artifact.version, limits)
     except BadPackage as raised:
         error = type(raised)(str(raised)[:_MAX_SENTENCE])  # it may quote what strangers wrote
         store.catalog.remember_refusal(artifact.uri, artifact.version, Refusal(type(error).__name__, str(error)))

@@ -45,6 +45,7 @@ _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to 
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
 _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
+_WARM_AHEAD_S = 2.0  # a start takes half a second; later a cold start costs its caller some 15 ms, and no instance all of them
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
@@ -76,15 +77,17 @@ async def serve_until_stopped(
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
-    await _listen(server, at)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
+    hot, suspects = memory.hot_set(cache), frozenset(memory.quarantine.records())
+    if hot.restore():
+        await hot.warm_ahead(suspects, _WARM_AHEAD_S)
+    await _listen(server, at)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    hot, prefetcher = memory.hot_set(cache), Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
-    hot.restore()
-    warming = hot.warm(frozenset(memory.quarantine.records()))
-    await _run(server, watch.run(), warming, hot.follow(), Scrubber(store, cache).run(), prefetcher.run())
+    prefetcher = Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
+    beside = [hot.warm(suspects), hot.follow(), hot.prefetch(), Scrubber(store, cache).run(), prefetcher.run()]
+    await _run(server, watch.run(), *beside)
     await triton.pool.close()
     finder.close()
     writer.close()

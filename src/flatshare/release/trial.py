@@ -1,14 +1,15 @@
-"""Try a package before it is published: a real instance loads each artifact and answers the sample."""
+"""Try packages before they are published: a real instance loads each artifact and answers the sample."""
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -26,53 +27,92 @@ _START_S, _ANSWER_S = 60.0, 120.0
 _JSON_TYPE = (b"content-type", b"application/json")
 
 
-def try_package(package: Package) -> Mapping[str, Tried]:
-    """By part, which model answered what. Raises BadPackage with what went wrong; nothing is left behind."""
-    return asyncio.run(_try(package))
+class Trial:
+    """An instance on which packages are tried one after the other. It starts at once, and one that a package brought down is replaced."""
+
+    def __init__(self, size_bytes: int) -> None:
+        """`size_bytes` of the largest package that is known; a larger one has the instance replaced by one with more memory."""
+        self._size_bytes = size_bytes
+        self._runner = asyncio.Runner()
+        self._instance: _Instance | None = None
+
+    def __enter__(self) -> Self:
+        self._instance = self._runner.run(_started(self._size_bytes))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._runner:
+            if self._instance is not None:
+                self._runner.run(self._instance.stop())
+
+    def answers(self, package: Package) -> Mapping[str, Tried]:
+        """By part, which model answered what. Raises BadPackage with what went wrong."""
+        return self._runner.run(self._answers(package))
+
+    async def _answers(self, package: Package) -> Mapping[str, Tried]:
+        size_bytes = sum(part.size_bytes for part in package.record.parts)
+        if self._instance is None or self._instance.process.returncode is not None or size_bytes > self._size_bytes:
+            if self._instance is not None:
+                await self._instance.stop()
+            self._instance, self._size_bytes = None, max(size_bytes, self._size_bytes)
+            self._instance = await _started(self._size_bytes)
+        await self._instance.until_it_answers()
+        return {part.name: await _answered(self._instance.client, package, part) for part in package.record.parts}
 
 
-async def _try(package: Package) -> Mapping[str, Tried]:
-    with tempfile.TemporaryDirectory(prefix="flatshare-trial-") as name:
-        async with _instance(Path(name), _memory_bytes(package)) as client:
-            return {part.name: await _answered(client, package, part) for part in package.record.parts}
+@dataclass(slots=True)
+class _Instance:
+    """A process with a store of its own. It ends when its stdin is closed, or when it does not heed that."""
 
+    folder: Path
+    process: asyncio.subprocess.Process
+    client: InstanceClient
+    is_up: bool = False
 
-def _memory_bytes(package: Package) -> int:
-    """Plenty: whether it fits is asked where it is deployed."""
-    return 2048 * MIB + 6 * sum(part.size_bytes for part in package.record.parts)
+    async def until_it_answers(self) -> None:
+        """There is no event for a socket that appears: look, a little more seldom each time."""
+        loop = asyncio.get_running_loop()
+        deadline_s, pause_s = loop.time() + _START_S, 0.01
+        while not self.is_up:
+            try:
+                await self.client.request("GET", "/ping", timeout_s=5.0)
+                self.is_up = True
+            except (InstanceGone, TimeoutError):
+                if self.process.returncode is not None or loop.time() > deadline_s:
+                    said = (await asyncio.to_thread((self.folder / "log").read_text, errors="replace"))[-500:]
+                    raise BadPackage(f"the instance that was to try the package did not start: {said}") from None
+                await asyncio.sleep(pause_s)
+                pause_s = min(0.1, 1.5 * pause_s)
 
-
-@asynccontextmanager
-async def _instance(folder: Path, memory_bytes: int) -> AsyncIterator[InstanceClient]:
-    """An instance process with a store of its own. It ends when its stdin is closed, or when it does not heed that."""
-    socket, log = folder / "i.sock", folder / "log"
-    command = ["-m", "flatshare", "instance", "--socket", str(socket), "--store", str(folder / "store"), "--memory", str(memory_bytes)]
-    with log.open("wb") as out:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *command,
-            "--workers",
-            "1",
-            "--follow-stdin",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=out,
-            stderr=out,
-            env=_environment(),
-        )
-    client = InstanceClient(str(socket))
-    try:
-        await _until_it_answers(client, process, log)
-        yield client
-    finally:
-        client.close()
-        assert process.stdin is not None
-        process.stdin.close()
+    async def stop(self) -> None:
+        self.client.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
             async with asyncio.timeout(10):
-                await process.wait()
+                await self.process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            self.process.kill()
+            await self.process.wait()
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+async def _started(size_bytes: int) -> _Instance:
+    """On its way up. It has plenty of memory: whether a package fits is asked where it is deployed."""
+    folder = Path(tempfile.mkdtemp(prefix="flatshare-trial-"))
+    options = {
+        "--socket": str(folder / "i.sock"),
+        "--store": str(folder / "store"),
+        "--memory": str(2048 * MIB + 6 * size_bytes),
+        "--disk": str(2048 * MIB + 6 * size_bytes),  # of hundreds that are tried, the earlier ones go
+        "--workers": "1",
+    }
+    command = ["-m", "flatshare", "instance", "--follow-stdin", *(word for option in options.items() for word in option)]
+    with (folder / "log").open("wb") as out:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdin=asyncio.subprocess.PIPE, stdout=out, stderr=out, env=_environment()
+        )
+    return _Instance(folder, process, InstanceClient(options["--socket"]))
 
 
 def _environment() -> dict[str, str]:
@@ -80,27 +120,10 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("AWS_SECRET", "AWS_SESSION"))}
 
 
-async def _until_it_answers(client: InstanceClient, process: asyncio.subprocess.Process, log: Path) -> None:
-    """There is no event for a socket that appears: look, a little more seldom each time."""
-    loop = asyncio.get_running_loop()
-    deadline_s, pause_s = loop.time() + _START_S, 0.01
-    while True:
-        try:
-            await client.request("GET", "/ping", timeout_s=5.0)
-        except (InstanceGone, TimeoutError):
-            if process.returncode is not None or loop.time() > deadline_s:
-                said = (await asyncio.to_thread(log.read_text, errors="replace"))[-500:]
-                raise BadPackage(f"the instance that was to try the package did not start: {said}") from None
-        else:
-            return
-        await asyncio.sleep(pause_s)
-        pause_s = min(0.1, 1.5 * pause_s)
-
-
 async def _answered(client: InstanceClient, package: Package, part: PackedPart) -> Tried:
     what = f"part '{part.name}'" if part.name else "the model"
     artifact = package.artifact(part).absolute()
-    source = ModelSource(f"file://{artifact}", f"file://{artifact.parent}")
+    source = ModelSource(f"file://{artifact}", f"file://{package.folder.absolute().parent}")  # trunks lie there, as below a prefix
     key = model_key(ArtifactUri(source.uri))
     headers = [_JSON_TYPE, *container.source_headers(source)]
     sample = package.record.sample_of(part.name)

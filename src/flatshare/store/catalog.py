@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS artifacts (
 CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
 CREATE TABLE IF NOT EXISTS footprints (model TEXT PRIMARY KEY, own_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS imports (model TEXT PRIMARY KEY, took_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trunks (uri TEXT PRIMARY KEY, version TEXT NOT NULL, tensors TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refusals (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -155,6 +156,20 @@ class Catalog:
 
     def has_tensor(self, digest: TensorDigest) -> bool:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
+
+    def layout_of_tensor(self, digest: TensorDigest) -> str | None:
+        """Shape and type of a tensor that is here (`layout_of`)."""
+        row = self._one("SELECT shape FROM tensors WHERE digest = ?", digest)
+        return row[0] if row else None
+
+    def trunk(self, uri: ArtifactUri, version: str) -> frozenset[str]:
+        """The digests of a trunk that was verified on this machine as it is now; empty if it was not."""
+        row = self._one("SELECT tensors FROM trunks WHERE uri = ? AND version = ?", uri, version)
+        return frozenset(orjson.loads(row[0])) if row else frozenset()
+
+    def remember_trunk(self, uri: ArtifactUri, version: str, digests: Iterable[str]) -> None:
+        with self.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO trunks VALUES (?, ?, ?)", (uri, version, orjson.dumps(sorted(digests))))
 
     def sketched(self, sketch: Digest) -> SketchedTensor | None:
         """The tensor that was stored with this sketch (store/recognition.py)."""

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,7 +36,7 @@ from flatshare.store.packages import PackageArea, removed
 from flatshare.store.recognition import Recognizer, sketch_of
 
 PAGE = 4096
-_SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
+SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
 _OUT_OF_SPACE = {28, 122, 27}  # ENOSPC, EDQUOT, EFBIG
 
 
@@ -271,9 +272,14 @@ class StoreWriter:
                 self._sketches.append((sketch, digest))
         return tensor
 
+    def known_tensor(self, name: str, digest: TensorDigest, shape: tuple[int, ...]) -> TensorSpec | None:
+        """The float32 tensor of this digest and shape, if an earlier import brought it: it need not be read then."""
+        tensor = TensorSpec(name, digest, shape, 4 * prod(shape))
+        return tensor if self._store.catalog.layout_of_tensor(digest) == layout_of(tensor) else None
+
     def append(self, tensor: TensorSpec, data: bytes | memoryview) -> None:
         """For this module only: put the bytes at the end of the pack, aligned."""
-        offset = self._pack.align(PAGE if tensor.size_bytes >= PAGE else _SMALL_ALIGNMENT)
+        offset = self._pack.align(PAGE if tensor.size_bytes >= PAGE else SMALL_ALIGNMENT)
         self._pack.write(data)
         self._digests.add(tensor.digest)
         self._written.append((tensor, offset))

@@ -26,10 +26,12 @@ STREAM = b"x-flatshare-stream"
 """The caller wants the answer in parts, as they come."""
 MODEL_DIGEST = b"x-flatshare-model-digest"
 COLD_START_MS = b"x-flatshare-cold-start-ms"
+COLD_CAUSE = b"x-flatshare-cold-start-cause"
 MODEL_MS = b"x-flatshare-model-ms"
 QUEUE_MS = b"x-flatshare-queue-ms"
 ERROR = b"x-flatshare-error"
 PAGE_SIZE = 100
+_SOURCE_URI, _SOURCE_ROOT = SOURCE_URI.encode(), SOURCE_ROOT.encode()
 _KEY = re.compile(r"[0-9A-Za-z._-]{1,256}")
 
 
@@ -61,17 +63,17 @@ def parse_load(body: bytes) -> LoadRequest:
 
 def parse_source(request: Request) -> ModelSource | None:
     """The model's address, if the caller sent it along. Raises BadInput."""
-    uri = request.headers.get(SOURCE_URI.encode())
+    uri = request.headers.get(_SOURCE_URI)
     if uri is None:
         return None
     try:
-        return ModelSource(uri.decode(), request.headers.get(SOURCE_ROOT.encode(), uri).decode())
+        return ModelSource(uri.decode(), request.headers.get(_SOURCE_ROOT, uri).decode())
     except UnicodeDecodeError as error:
         raise BadInput(f"{SOURCE_URI} or {SOURCE_ROOT} is not UTF-8: {error}") from error
 
 
 def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
-    return [(SOURCE_URI.encode(), source.uri.encode()), (SOURCE_ROOT.encode(), source.root.encode())]
+    return [(_SOURCE_URI, source.uri.encode()), (_SOURCE_ROOT, source.root.encode())]
 
 
 def parse_memory(body: bytes) -> int:

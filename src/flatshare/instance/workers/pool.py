@@ -19,6 +19,7 @@ from flatshare.instance.workers.spare import Spare
 from flatshare.policy import workers as policy
 from flatshare.policy.workers import Quarantine
 from flatshare.pyworker.frames import Frame, NamedArray
+from flatshare.store.published import PublishedCode
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("workers")
@@ -54,11 +55,12 @@ class WorkerPool:
         self._spare = Spare(self._start_own, is_on=settings.has_spare)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._published = None if settings.published_code is None else PublishedCode(settings.published_code)
         self._ended = 0
         self._riding = 0
 
     async def add(self, place: Place, group: str, resolve: Resolve) -> Model:
-        """Load a model into a worker of its code version. Raises ModelFailed, Quarantined, WorkerDied, OutOfMemory."""
+        """Load a model into a worker of its code version. Raises ModelFailed, Quarantined, UnpublishedCode, WorkerDied, OutOfMemory."""
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         model = Model(place, place.config)
@@ -174,6 +176,9 @@ class WorkerPool:
             log.error("model_quarantined", model=model.place.unit.model, reason=reason, for_s=back_in_s, episode=history.quarantine.episode)
 
     def _check(self, model: Model) -> None:
+        """Before each load and each request, so that what was revoked runs no more. Raises Quarantined or UnpublishedCode."""
+        if self._published is not None and model.place.config.backend == "python":
+            self._published.require(model.place.unit.code, model.place.unit.model)
         history = self._histories.get(model.place.identity)
         if history is None or history.quarantine is None:
             return

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from flatshare.core.call import Scalar
 from flatshare.core.repository import Unit
 from flatshare.pyworker.frames import NamedArray
 from flatshare.wire.triton_config import TritonConfig
+
+_FADES_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,36 @@ class Rider:
             self.done.set_exception(error)
 
 
+class Work:
+    """How long a model has worked in the last while. Used on the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worked_s = 0.0
+        self._seen_s = self._loop.time()
+        self._going_on = 0
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        self._count()
+        self._going_on += 1
+        try:
+            yield
+        finally:
+            self._count()
+            self._going_on -= 1
+
+    @property
+    def recent_s(self) -> float:
+        self._count()
+        return self._worked_s
+
+    def _count(self) -> None:
+        now_s = self._loop.time()
+        passed_s, self._seen_s = now_s - self._seen_s, now_s
+        self._worked_s = self._worked_s * max(0.0, 1 - passed_s / _FADES_S) + self._going_on * passed_s
+
+
 @dataclass(slots=True, eq=False)
 class Model:
     """A model that lives in workers."""
@@ -76,9 +109,12 @@ class Model:
     config: TritonConfig
     """As its own code has completed it."""
     queue: deque[Rider] = field(default_factory=deque)
+    work: Work = field(default_factory=Work)
     grew: asyncio.Event = field(default_factory=asyncio.Event)
     runners: int = 0
-    moved_s: float = 0.0
+    moved_s: float = float("-inf")
+    look_again_s: float | None = None
+    """How long its next request at most waits before it chooses its worker again."""
     used_s: float = 0.0
     is_leaving: bool = False
     chain: frozenset[str] = frozenset()

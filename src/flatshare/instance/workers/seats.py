@@ -6,9 +6,6 @@ from contextlib import asynccontextmanager
 
 from flatshare.instance.workers.process import WorkerProcess
 from flatshare.instance.workers.records import Model
-from flatshare.policy.workers import WorkerLoad
-
-_FADES_S = 10.0
 
 
 class Seat:
@@ -22,8 +19,6 @@ class Seat:
         self.base_bytes = 0
         """Private memory after the last load: what is beyond it has grown while models ran."""
         self._turn = asyncio.Lock()
-        self._busy_s = 0.0
-        self._seen_s = asyncio.get_running_loop().time()
 
     @property
     def is_alive(self) -> bool:
@@ -43,24 +38,14 @@ class Seat:
         try:
             async with self._turn:
                 self.running = model
-                started_s = asyncio.get_running_loop().time()
                 try:
-                    yield
+                    with model.work.going_on():
+                        yield
                 finally:
                     self.running = None
-                    self._add_busy(started_s)
         finally:
             self._on_free()
 
     async def until_idle(self) -> None:
         async with self._turn:
             return
-
-    def load(self, homes: int) -> WorkerLoad:
-        """For the policy."""
-        return WorkerLoad(self.worker.name, homes, self.is_busy, self._busy_s)
-
-    def _add_busy(self, started_s: float) -> None:
-        now = asyncio.get_running_loop().time()
-        self._busy_s = self._busy_s * max(0.0, 1 - (now - self._seen_s) / _FADES_S) + now - started_s
-        self._seen_s = now

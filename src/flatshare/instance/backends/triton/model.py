@@ -7,8 +7,8 @@ from typing import Protocol
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import BadInput, ModelFailed
 from flatshare.core.repository import Repository, Unit
-from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
+from flatshare.instance.backends.base import RemoteModel
 from flatshare.instance.backends.triton import ensemble, shapes
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Answer, Ask, Model
@@ -62,10 +62,8 @@ class EnsembleStep:
         """Its steps are closed by whoever owns them."""
 
 
-class TritonModel:
-    """A `RemoteModel`. Filled by `put`, ready after `complete`."""
-
-    signature: Signature
+class TritonModel(RemoteModel):
+    """Filled by `put`, ready after `complete`."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
