@@ -15,7 +15,7 @@ from flatshare.core.ids import Tenant
 from flatshare.core.settings import QueueSettings, SharingSettings, TenantSettings
 from flatshare.core.signature import Signature, Task
 from flatshare.core.tensor import Tensor
-from flatshare.instance.batching import likeness
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.workbench import Workbench
 from flatshare.policy import pace
@@ -276,7 +276,7 @@ class Counting:
         self.runs = 0
         self.texts: list[str] = []
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         texts = call.inputs["text"].texts()
         if any("bad" in text for text in texts):
             raise BadInput("a bad text")
@@ -286,9 +286,7 @@ class Counting:
         return InferResult((Tensor.of("embedding", np.array([lengths], np.float32).T),), {"tokens": lengths})
 
     def ticket(self, call: InferCall) -> Ticket:
-        alike = likeness(self.signature, call)
-        assert alike is not None
-        return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call, alike))
+        return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call))
 
 
 async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:

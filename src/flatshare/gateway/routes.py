@@ -75,6 +75,8 @@ class RouteTable:
 
     def variant(self, endpoint: EndpointRoute, wanted: VariantName | None, point: float) -> VariantRoute:
         """The variant asked for, or one drawn by weight with `point` in [0, 1). Raises UnknownVariant."""
+        if wanted is None and len(endpoint.variants) == 1:
+            return endpoint.variants[0]
         if wanted is None:
             return endpoint.variants[route.pick_weighted([v.weight for v in endpoint.variants], point)]
         for variant in endpoint.variants:
@@ -85,7 +87,9 @@ class RouteTable:
 
     def upstream(self, variant: VariantRoute, model: ModelKey, avoid: frozenset[InstanceId]) -> Upstream | None:
         """The instance for this model, other than those in `avoid`; None if there is none left."""
-        known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
+        known = [self._upstreams[a.id] for a in variant.instances if a.id not in avoid]
+        if len(known) == 1:
+            return known[0]
         loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
 

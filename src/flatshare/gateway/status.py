@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.errors import InstanceGone
+from flatshare.core.readings import ModelMetric
 from flatshare.core.state import EndpointRoute
 from flatshare.gateway.routes import RouteTable, Upstream
 from flatshare.gateway.shadow import Shadows
@@ -71,4 +72,5 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         pressure_bytes=balance["pressure"],
         thrash_index=status["thrash"]["index"],
         lacks_memory=status["thrash"]["lacks_memory"],
+        model_metrics=tuple(ModelMetric(**fields) for fields in status.get("model_metrics", ())),
     )

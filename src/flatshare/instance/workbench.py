@@ -12,6 +12,7 @@ from typing import TypeVar
 from flatshare.core.errors import Overloaded, OverQuota, TooLate
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import SharingSettings
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.job import PLAIN, Job, Run, Ticket, run_together
 from flatshare.policy import batch, pace
 from flatshare.policy.batch import Batch, Rider
@@ -49,7 +50,7 @@ class Workbench:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, work: Callable[[], T], stop: threading.Event | None = None, ticket: Ticket = PLAIN) -> Run[T]:
+    async def run(self, work: Callable[[], T], stop: StopSign | None = None, ticket: Ticket = PLAIN) -> Run[T]:
         """Raises Overloaded or OverQuota if too many wait, TooLate if the answer would miss its deadline, and what `work` raises.
 
         A caller who leaves before its turn frees its place at once; one who leaves while its work runs, when it has run: a thread
@@ -171,6 +172,8 @@ class Workbench:
 
     def _together(self, job: Job, now_s: float) -> list[Job]:
         """With others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
+        if not len(self._queue):
+            return [job]
         ticket, settings = job.ticket, self._sharing.queue
         others = self._visitors.are_others_than(ticket.tenant, now_s - _KEEP_FOR_SHORT_S)
         room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others, waited_s=job.waited_s())
@@ -251,9 +254,9 @@ class _Running:
 def _is_like(job: Job, other: Job) -> bool:
     """Of the same model, asking for the same, and of about the same length: others would make the first one wait for nothing."""
     mine, its = job.ticket.mergeable, other.ticket.mergeable
-    if mine is None or its is None or mine.model is not its.model or mine.likeness != its.likeness:
+    if mine is None or its is None or mine.model is not its.model or not other.is_wanted:
         return False
-    return other.is_wanted and 0.5 <= other.ticket.units / job.ticket.units <= 2.0
+    return 0.5 <= other.ticket.units / job.ticket.units <= 2.0 and (likeness := mine.likeness) is not None and likeness == its.likeness
 
 
 def _rider(ticket: Ticket) -> Rider:

@@ -33,7 +33,8 @@ def units_of(call: InferCall) -> float:
     units = 0.0
     for tensor in call.inputs.values():
         if tensor.datatype == "BYTES":
-            units += sum(len(text) / _BYTES_PER_TOKEN + 2 for text in tensor.data.flat)
+            texts = tensor.data if tensor.data.ndim == 1 else tensor.data.flat
+            units += sum(map(len, texts)) / _BYTES_PER_TOKEN + 2 * tensor.data.size
         else:
             units += tensor.data.size
     return units
