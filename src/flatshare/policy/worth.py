@@ -118,18 +118,22 @@ def gap_bin(gap_s: float) -> int:
 
 
 def _returns_per_s(visits: Visits, season: Season) -> float:
-    """The hazard: of all silences that lasted as long as this one, how many ended soon after, per second?
+    """How soon do silences as long as this one end? The most returns per second of further waiting, whatever the horizon (Gittins' index).
 
     Silences have heavy tails: an exponential one, as the sessions of policy.md have, calls a model dead that comes back every five minutes.
     """
-    now = gap_bin(season.now_s - visits.last_s)
-    if now == GAP_BINS - 1:
-        return 0.0  # hours: that is for the session starts to say
-    width_s = _SHORTEST_GAP_S * (1.0 if now == 0 else 2.0 ** (now - 1))
-    ended, lasted = visits.silences[now], sum(visits.silences[now:])
-    all_ended, all_lasted = season.cohort_silences[now], sum(season.cohort_silences[now:])
-    usual = all_ended / all_lasted if all_lasted else 0.5
-    return (ended + _PRIOR_SILENCES * usual) / (lasted + _PRIOR_SILENCES) / width_s
+    silent_s = max(0.0, season.now_s - visits.last_s)
+    now = gap_bin(silent_s)
+    lasted, all_lasted = sum(visits.silences[now:]), sum(season.cohort_silences[now:])
+    ended, best = 0.0, 0.0
+    for length in range(now, GAP_BINS):
+        usual = season.cohort_silences[length] / all_lasted if all_lasted else 0.5 * (length == now)
+        ended += visits.silences[length] + _PRIOR_SILENCES * usual
+        # A silence is somewhere in its bin; the last one has no end, and who was silent for hours may be so for hours more.
+        begin_s, end_s = (_SHORTEST_GAP_S * 2.0 ** (length - 1) if length else 0.0), _SHORTEST_GAP_S * 2.0**length
+        horizon_s = max(end_s - silent_s, (end_s - begin_s) / 2) if length < GAP_BINS - 1 else max(end_s, 2 * silent_s)
+        best = max(best, ended / (lasted + _PRIOR_SILENCES) / horizon_s)
+    return best
 
 
 def _gap_s(visits: Visits) -> float:
