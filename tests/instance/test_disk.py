@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
-from flatshare.instance import disk
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.store.sources import probe
@@ -162,8 +162,8 @@ class TestWhatIsCounted:
         self, store: TensorStore, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The real thing, a small disk, is in tests/chaos; it needs root."""
-        real = disk.shutil.disk_usage
-        monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
         assert kept(store) == {"m1", "m2", "new"}
 

@@ -19,6 +19,7 @@ from flatshare.core.sizes import format_size
 
 Steps = Callable[[str, int], Callable[[], None]]
 """Begin a step of so many parts; call the result after each part."""
+_VENV = click.Path(path_type=Path, exists=True, file_okay=False)
 _JSON_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 Measurement = Callable[[Path, Steps], dict[str, float]]
 
@@ -101,16 +102,22 @@ def auth(frame: Frame) -> None:
 
 @bench.command()
 @framed("A fifth of the time")
-@click.option("--only", default="", metavar="PARTS", help="Some of unload, neighbours, overload, thrash, limit; separated by commas.")
-def memory(frame: Frame, only: str) -> None:
+@click.option(
+    "--only", default="", metavar="PARTS", help="Some of unload, neighbours, overload, thrash, limit, peers; separated by commas."
+)
+@click.option("--triton", type=_VENV, help="Measure memory on real Triton too: a virtual environment with nvidia-pytriton.")
+@click.option("--mlserver", type=_VENV, help="The same of MLServer: one with mlserver, onnxruntime and tokenizers.")
+def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) -> None:
     """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
 
     \b
     Examples:
       flatshare bench memory --json memory.json
+      flatshare bench memory --only unload,limit,peers --triton .venv-triton --mlserver .venv-mlserver
       flatshare bench memory --only neighbours,overload --work /tmp/bench      # kept: the next run imports nothing
     """
     from flatshare.bench.memory import AT_LEAST, PARTS, QUICK, TARGETS, Scale, run
+    from flatshare.bench.memory_peers import Peers
 
     names, scale = [name.strip() for name in only.split(",") if name.strip()], QUICK if frame.is_quick else Scale()
     if unknown := set(names) - PARTS.keys():
@@ -118,10 +125,27 @@ def memory(frame: Frame, only: str) -> None:
     frame.measure(
         "memory",
         14_000_000_000,
-        lambda folder, begin: run(folder, scale, begin, names),
+        lambda folder, begin: run(folder, scale, begin, names, Peers(triton, mlserver)),
         TARGETS | AT_LEAST,
         at_least=AT_LEAST,
     )
+
+
+@bench.command()
+@framed("A tenth of the runs")
+def prepacked(frame: Frame) -> None:
+    """How much faster prepacked weights would be here than mapped ones, by length of text: the engine alone. Takes a minute, 4 GB of disk.
+
+    \b
+    Example:
+      flatshare bench prepacked
+    """
+    from flatshare.bench.prepacked import TARGETS, run
+
+    def measure(folder: Path, begin: Steps) -> dict[str, float]:
+        return run(folder, 20, 20 if frame.is_quick else 200, begin)
+
+    frame.measure("prepacked", 4_000_000_000, measure, TARGETS, at_least=TARGETS)
 
 
 @bench.command()
