@@ -16,7 +16,7 @@ import pytest
 from tritonclient.http import InferenceServerClient
 
 from tests.contract import packages
-from tests.contract.packages import MIXED, MIXED_CONFIG
+from tests.contract.packages import COUNTER, COUNTER_CONFIG, MIXED, MIXED_CONFIG
 from tests.contract.servers import ContainerServer, flatshare_instance, real_triton
 from tests.contract.triton_server import running_triton, triton_or_skip
 from tests.e2e.checkpoints import write_checkpoint
@@ -30,6 +30,8 @@ class V2Server:
     http: str
     grpc: str
     model: str
+    counter: str = ""
+    """A decoupled model (tests/contract/packages.py), if there is one."""
 
 
 @contextmanager
@@ -50,10 +52,11 @@ def _flatshare_package(folder: Path) -> Iterator[V2Server]:
 
 @contextmanager
 def _flatshare_endpoint(folder: Path) -> Iterator[V2Server]:
+    packages.write_model(folder / "models/acme/counter", COUNTER, COUNTER_CONFIG)
     with serving(folder / "data") as server:
         deploy(server, "embeddings", folder / "models")
         assert server.grpc_address is not None
-        yield V2Server(server.url.removeprefix("http://"), server.grpc_address, "embeddings/acme/query")
+        yield V2Server(server.url.removeprefix("http://"), server.grpc_address, "embeddings/acme/query", "embeddings/acme/counter")
 
 
 @contextmanager
@@ -61,9 +64,11 @@ def _triton(folder: Path) -> Iterator[V2Server]:
     triton_or_skip()
     with running_triton(folder) as server:
         packages.write_model(server.repository, MIXED, MIXED_CONFIG, name="query")
-        address = V2Server(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", "query")
+        packages.write_model(server.repository, COUNTER, COUNTER_CONFIG, name="counter")
+        address = V2Server(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", "query", "counter")
         with InferenceServerClient(address.http) as client:
             client.load_model("query")
+            client.load_model("counter")
         yield address
 
 

@@ -34,6 +34,30 @@ input [ { name: "values" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "texts" da
 output [ { name: "doubled" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "shouted" data_type: TYPE_STRING dims: [ 1 ] } ]
 """
 
+COUNTER = """
+    import json
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            for request in requests:
+                sender, count = request.get_response_sender(), int(request.inputs()[0].as_numpy()[0])
+                for number in range(abs(count)):
+                    values, text = np.array([number], np.int32), np.array([b"%d \\xff" % number], object)
+                    sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("number", values), pb_utils.Tensor("text", text)]))
+                if count < 0:
+                    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("below zero")))
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+"""Decoupled: counts up to what it is given; a number below zero ends in an error."""
+COUNTER_CONFIG = """
+backend: "python"
+input [ { name: "count" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+model_transaction_policy { decoupled: true }
+"""
+
 
 def config(*, inputs: str = "A TYPE_FP32 -1", outputs: str = "B TYPE_FP32 -1", more: str = 'backend: "python" max_batch_size: 4') -> str:
     """`inputs` and `outputs` as `NAME TYPE dims`, several by commas."""

@@ -269,9 +269,9 @@ def packages(frame: Frame, venv: Path, parts: tuple[str, ...]) -> None:
 @bench.command(name="deploy")
 @framed("A few packages and switches")
 def bench_deploy(frame: Frame) -> None:
-    """Packaging and deploying models of 90 MB, switching versions under load, and what the API layer adds to boto3.
+    """Packaging and deploying models of 90 MB, and 500 heads on one trunk; switches under load; what the API layer adds to boto3.
 
-    Takes two minutes; needs the weights that `make demo` installs, and 3 GB of disk.
+    Takes four minutes; needs the weights that `make demo` installs, and 3 GB of disk.
 
     \b
     Example:

@@ -7,6 +7,8 @@ from enum import StrEnum
 from flatshare.core.tensor import Tensor
 
 Scalar = str | int | float | bool
+FIRST_VERSION = "1"
+"""Of a model that has no versions: a new artifact takes the place of the old one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +21,8 @@ class InferCall:
     wanted: tuple[str, ...] = ()
     """Names of the outputs asked for; none means all."""
     id: str | None = None
+    version: str = ""
+    """The one asked for; none means the model's own choice, its latest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +32,10 @@ class InferResult:
     outputs: tuple[Tensor, ...]
     parameters: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
     """Remarks on the answer: how many tokens were run, which texts were cut."""
+    version: str = FIRST_VERSION
+    """Of the model that answered."""
+    is_final: bool = True
+    """Of a model that answers one call several times: no other comes after it."""
 
     def output(self, name: str) -> Tensor:
         """Raises KeyError if there is none of this name."""

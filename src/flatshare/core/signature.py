@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flatshare.core.call import InferCall
-from flatshare.core.errors import BadInput
+from flatshare.core.call import FIRST_VERSION, InferCall
+from flatshare.core.errors import BadInput, UnknownTarget
 from flatshare.core.tensor import Tensor
 
 
@@ -43,6 +43,13 @@ class Signature:
     """As v2 metadata names it: `flatshare_mapped`, `onnxruntime_onnx`, `python`, `ensemble` …"""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    versions: tuple[str, ...] = (FIRST_VERSION,)
+    """That are served, ascending."""
+
+    def require_version(self, version: str) -> None:
+        """Raises UnknownTarget for one that is not served."""
+        if version and version not in self.versions:
+            raise UnknownTarget(f"the model has no version '{version[:64]}': it has {', '.join(self.versions)}")
 
     def require(self, call: InferCall) -> None:
         """Raises BadInput, with what the model takes, if the call's tensors or the outputs it asks for are none of the model's."""

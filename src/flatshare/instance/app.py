@@ -10,6 +10,7 @@ import orjson
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ArtifactUri, ModelKey, model_key
+from flatshare.core.readings import ModelMetric
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
@@ -36,8 +37,9 @@ class InstanceApp:
         backend: Backend,
         explainer: Explainer,
         single: ModelSource | None = None,
+        model_metrics: Callable[[], list[ModelMetric]] = list,
     ) -> None:
-        """`single` is the model of POST /invocations."""
+        """`single` is the model of POST /invocations; `model_metrics` what models count for themselves."""
         self._server = server
         self._cache = cache
         self._workbench = workbench
@@ -45,6 +47,7 @@ class InstanceApp:
         self._backend = backend
         self._explainer = explainer
         self._single = single
+        self._model_metrics = model_metrics
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
             ("GET", "/models"): self._list,
@@ -84,7 +87,7 @@ class InstanceApp:
             case "DELETE", None:
                 await self._cache.unload(key)
             case "GET", "/metadata":
-                reply = await self._server.describe(key, container.parse_source(request))
+                reply = await self._server.describe(key, container.parse_source(request), request.header(container.MODEL_VERSION))
             case "GET", "/explain":
                 reply = await self._explain(key, request)
             case "GET", "/artifact":
@@ -131,6 +134,7 @@ class InstanceApp:
         status = {
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
+            "model_metrics": [asdict(metric) for metric in self._model_metrics()],
             "in_flight": self._workbench.in_flight,
             "waiting": self._workbench.waiting,
             "waiting_by_tenant": self._workbench.waiting_by_tenant(),

@@ -73,15 +73,14 @@ async def serve_until_stopped(
         patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
     )  # fmt: skip
     door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
-    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir))
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
     hot, suspects = memory.hot_set(cache), frozenset(memory.quarantine.records())
-    if hot.restore():
-        await hot.warm_ahead(suspects, _WARM_AHEAD_S)
+    await hot.warm_ahead(suspects, _WARM_AHEAD_S)
     await _listen(server, at)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()

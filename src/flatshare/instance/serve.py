@@ -11,7 +11,8 @@ from flatshare.core.call import InferCall, InferResult, ModelSource
 from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
-from flatshare.instance import writing
+from flatshare.core.signature import Signature
+from flatshare.instance import remote, streaming, writing
 from flatshare.instance.backends.base import LoadedModel, RemoteModel, StopSign
 from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.cache import PLAIN_SHARING, ModelCache
@@ -44,14 +45,16 @@ class Server:
         ride = Ride(self._cache, self._bodies, len(request.body))
         try:
             deadline_s = self._deadline_s(request)
-            asked = infer.parse(request.header("content-type"), request.body)
+            asked = infer.parse(request.header("content-type"), request.body).for_version(request.header(container.MODEL_VERSION))
             await ride.pass_guard(self._guard(key))
             lease = ride.lease = await self._cache.borrow(key, source, deadline_s)
-            lease.model.signature.require(asked.call)
+            _signature(lease.model, asked.call.version).require(asked.call)
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
                 return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, ride)
-            run = await self._run(lease, asked.call, deadline_s)
+            if isinstance(lease.model, RemoteModel):
+                return await self._ask_remote(_Asking(lease, lease.model, asked, name, deadline_s), request, ride)
+            run = await self._run(lease, lease.model, asked.call, deadline_s)
             answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
             return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
         finally:
@@ -72,18 +75,25 @@ class Server:
         answer = infer.render(asks.asked, model.signature.task, written.result, asks.name, lease.digest)
         return Reply(200, answer.body, answer.content_type, _timings(lease, written.seconds, prepared.waited_s))
 
-    async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
+    async def _ask_remote(self, asks: "_Asking", request: Request, ride: Ride) -> Reply:
+        """A model of another process has no use for an engine thread. One that is decoupled answers as often as it likes, in a stream."""
+        lease, asked, call = asks.lease, asks.asked, remote.with_attributes(asks.asked.call, request)
+        form = writing.stream_form(request, asked) if asks.model.is_decoupled(call.version) else None
+        if form is not None and asked.request is not None:
+            voice = streaming.Voice(form, asked.request, asks.name, lease.digest)
+            return await streaming.in_parts(asks.model, call, voice, asks.deadline_s, ride)
+        run = await remote.run(asks.model, call, asks.deadline_s)
+        result, attributes = remote.split_attributes(run.result)
+        answer = infer.render(asked, lease.model.signature.task, result, asks.name, lease.digest)
+        return Reply(200, answer.body, answer.content_type, [*_timings(lease, run.seconds, run.waited_s), *attributes])
+
+    async def describe(self, key: ModelKey, source: ModelSource | None, version: str) -> Reply:
         """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
         async with self._cache.lease(key, source) as lease:
-            return container.render_metadata(lease.model.signature, lease.digest)
+            return container.render_metadata(_signature(lease.model, version), lease.digest)
 
-    async def _run(self, lease: Lease, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
-        """On an engine thread, in its turn; a model of another process has no use for one."""
-        model = lease.model
-        if isinstance(model, RemoteModel):
-            started_s = time.perf_counter()
-            result = await model.infer(call)
-            return Run(result, time.perf_counter() - started_s, waited_s=0.0)
+    async def _run(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
+        """On an engine thread, in its turn."""
         stop, ticket = StopSign(), self._ticket(lease, model, call, deadline_s)
         run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
         # Once the answer is on its way: what is learned from it is for the next one.
@@ -111,6 +121,25 @@ class _Writing:
     asked: infer.WireCall
     name: str
     deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A call of a model in another process."""
+
+    lease: Lease
+    model: RemoteModel
+    asked: infer.WireCall
+    name: str
+    deadline_s: float | None
+
+
+def _signature(model: LoadedModel | RemoteModel, version: str) -> Signature:
+    """Raises UnknownTarget for a version that is not served."""
+    if isinstance(model, RemoteModel):
+        return model.signature_of(version)
+    model.signature.require_version(version)
+    return model.signature
 
 
 def _milliseconds(text: str) -> float:

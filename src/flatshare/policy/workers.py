@@ -10,7 +10,8 @@ _FIRST_BACK_OFF_S = 30.0
 _LONGEST_BACK_OFF_S = 3600.0
 _MOVE_EVERY_S = 5.0  # a move costs a load; more often would be thrashing
 _SOON_S = 0.001
-_WORTH = 0.95  # of the fuller worker's load: what is nearly even stays as it is
+_CLEAR, _CLEAR_SHARE = 1.5, 0.05
+"""A move is worth its load if the workers differ by more than half as much again as the model brings, and by a twentieth: less is noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,8 @@ def choose(own: WorkerLoad, others: Sequence[WorkerLoad], model: Waiting, *, mos
     if not idle:
         return Choice(Action.START) if 1 + len(others) < most else Choice(Action.WAIT)
     target = min(idle, key=lambda worker: (worker.busy_s, worker.models, worker.name))
-    even_in_s = (target.busy_s + model.busy_s) / _WORTH - own.busy_s
-    again_s = max(even_in_s, _MOVE_EVERY_S - model.since_move_s)
+    clear_in_s = max(target.busy_s + _CLEAR * model.busy_s, target.busy_s / (1 - _CLEAR_SHARE)) - own.busy_s
+    again_s = max(clear_in_s, _MOVE_EVERY_S - model.since_move_s)
     return Choice(Action.MOVE, target.name) if again_s < 0 else Choice(Action.WAIT, again_s=max(again_s, _SOON_S))
 
 

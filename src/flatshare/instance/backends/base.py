@@ -1,6 +1,7 @@
 """What the cache and the server ask of an engine."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -55,8 +56,20 @@ class RemoteModel(ABC):
     signature: Signature
 
     @abstractmethod
+    def signature_of(self, version: str) -> Signature:
+        """Of one version; of the latest for none. Raises UnknownTarget."""
+
+    @abstractmethod
+    def is_decoupled(self, version: str) -> bool:
+        """Whether it may answer a call any number of times."""
+
+    @abstractmethod
     async def infer(self, call: InferCall) -> InferResult:
         """As `LoadedModel.run`."""
+
+    @abstractmethod
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+        """`heard` is called with each answer as it comes; returns after the last. Raises as `infer`."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -162,7 +162,7 @@ class Group:
             if not model.queue:
                 return
             seat = await self._free_seat(model, model.queue[0].ask.chain)
-            async with seat.turn(model):
+            async with seat.turn(model, is_run=True):
                 if not seat.is_alive or model not in seat.loaded:
                     return  # it died, or the model moved, while we waited: look again
                 riders = runs.take(model)

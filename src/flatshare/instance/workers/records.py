@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import exp
 from pathlib import Path
 
 from flatshare.core.call import Scalar
@@ -50,6 +51,8 @@ class Answer:
 
     outputs: tuple[NamedArray, ...]
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    is_final: bool = True
+    """No other comes after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +63,15 @@ class Rider:
     ask: Ask
     rows: int
     done: "asyncio.Future[list[Answer]]"
+    on_part: Callable[[Answer], None] | None = None
+    """Hears each answer of a decoupled model as it comes; without it they are collected."""
     parts: list[Answer] = field(default_factory=list)
+
+    def hear(self, answer: Answer) -> None:
+        if self.on_part is None:
+            self.parts.append(answer)
+        elif not self.done.done():
+            self.on_part(answer)
 
     def settle(self, answers: list[Answer]) -> None:
         if not self.done.done():
@@ -78,27 +89,31 @@ class Work:
         self._loop = asyncio.get_running_loop()
         self._worked_s = 0.0
         self._seen_s = self._loop.time()
-        self._going_on = 0
+        self._began_s: list[float] = []
 
     @contextmanager
-    def going_on(self) -> Iterator[None]:
-        self._count()
-        self._going_on += 1
+    def going_on(self, *, is_run: bool) -> Iterator[None]:
+        """A load keeps a worker busy while it lasts; it says nothing about how much work the model brings."""
+        began_s = self._loop.time()
+        self._began_s.append(began_s)
         try:
             yield
         finally:
-            self._count()
-            self._going_on -= 1
+            self._began_s.remove(began_s)
+            if is_run:
+                self._fade()
+                self._worked_s += self._loop.time() - began_s
 
     @property
     def recent_s(self) -> float:
-        self._count()
-        return self._worked_s
+        """What goes on now included."""
+        self._fade()
+        return self._worked_s + sum(self._seen_s - began_s for began_s in self._began_s)
 
-    def _count(self) -> None:
+    def _fade(self) -> None:
         now_s = self._loop.time()
-        passed_s, self._seen_s = now_s - self._seen_s, now_s
-        self._worked_s = self._worked_s * max(0.0, 1 - passed_s / _FADES_S) + self._going_on * passed_s
+        self._worked_s *= exp((self._seen_s - now_s) / _FADES_S)
+        self._seen_s = now_s
 
 
 @dataclass(slots=True, eq=False)

@@ -100,7 +100,7 @@ def part(frame: Frame, rider: Rider, name: str) -> bool:
         if "error" in frame.fields:
             rider.fail(_failure(frame.fields, name))
         else:
-            rider.parts.append(Answer(frame.tensors, frame.fields.get("parameters", {})))
+            rider.hear(Answer(frame.tensors, frame.fields.get("parameters", {}), bool(frame.fields["is_final"])))
     if frame.fields["is_final"]:
         rider.settle(rider.parts)
     return bool(frame.fields["is_final"])

@@ -33,13 +33,13 @@ class Seat:
         return self.worker.anonymous_bytes - self.base_bytes if self.base_bytes else 0
 
     @asynccontextmanager
-    async def turn(self, model: Model) -> AsyncIterator[None]:
+    async def turn(self, model: Model, *, is_run: bool = False) -> AsyncIterator[None]:
         """Nothing else runs in this worker meanwhile. It may be dead by the time the turn comes."""
         try:
             async with self._turn:
                 self.running = model
                 try:
-                    with model.work.going_on():
+                    with model.work.going_on(is_run=is_run):
                         yield
                 finally:
                     self.running = None
