@@ -141,6 +141,14 @@ class TestWhatIsCounted:
                 bring(store, new, PLENTY)
         bring(store, new, PLENTY)
 
+    def test_what_an_importer_had_reserved_when_it_was_killed_does_not_count_against_the_next(
+        self, store: TensorStore, tmp_path: Path
+    ) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        (store.incoming_dir / f"{model_key(uri_of(new))}.lock").write_text(str(PLENTY))
+        bring(store, new, PLENTY)
+        assert kept(store) == {"new"}
+
     def test_what_a_broken_fetch_left_goes_before_any_model(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
         left = store.incoming_dir / "abandoned"
         left.mkdir()

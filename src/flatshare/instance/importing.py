@@ -115,5 +115,6 @@ def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
     incoming = store.incoming_dir / name
     with (store.incoming_dir / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)  # what an importer that was killed had reserved
         incoming.mkdir(exist_ok=True)
         yield incoming
