@@ -11,6 +11,7 @@ this machine remember of their requests (`*.hot.json`), times what fetch and imp
 import fcntl
 import os
 import shutil
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -116,12 +117,16 @@ class DiskRoom:
             return False
         if newcomer is not None and newcomer.urgency is Urgency.AHEAD:
             self._require_worth(values.of(newcomer), sum(resident.worth for resident in residents if resident.key in victims))
-        for model in models:
-            if ModelKey(model.manifest.digest) in victims:
-                for uri in model.uris:
-                    self._store.catalog.forget_artifact(ArtifactUri(uri))
-        self._store.collect()
+        self._forget([uri for model in models if ModelKey(model.manifest.digest) in victims for uri in model.uris])
         return True
+
+    def _forget(self, uris: list[str]) -> None:
+        try:
+            for uri in uris:
+                self._store.catalog.forget_artifact(ArtifactUri(uri))
+        except sqlite3.OperationalError as error:  # to forget something takes a few pages too
+            raise DiskFull(f"the disk of {self._store.folder} is full to the last byte ({error}): free some space") from error
+        self._store.collect()
 
     def _require_worth(self, worth_in: float, worth_out: float) -> None:
         if not worth.is_worth_a_prefetch(worth_in, worth_out):

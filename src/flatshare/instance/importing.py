@@ -22,6 +22,7 @@ from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.instance.disk import DiskRoom, Newcomer
 from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
+from flatshare.store.archive import disk_errors
 from flatshare.store.catalog import Refusal
 from flatshare.store.link import Link
 from flatshare.store.sources import Artifact, fetch, probe
@@ -59,7 +60,7 @@ def import_artifact(job: ImportJob) -> ModelDigest:
     costs nothing until the artifact changes.
     """
     store = TensorStore(job.store_dir)
-    with _only_importer_of(store, job.uri) as incoming:
+    with disk_errors(store.folder), _only_importer_of(store, job.uri) as incoming:
         artifact = probe(job.uri, root=job.root)
         known = store.catalog.model_of(job.uri, artifact.version)
         if known is not None:
