@@ -46,7 +46,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, budget: int = PLENTY, urgency: Urgency = Urgency.DEMAND) -> ModelDigest:
-    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency))
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency)).digest
 
 
 def kept(store: TensorStore) -> set[str]:

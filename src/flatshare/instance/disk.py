@@ -46,12 +46,13 @@ class Newcomer:
 
 
 class DiskRoom:
-    """Made for one import. Models in `in_use` stay."""
+    """Made for one import. Models in `in_use` stay. `sent_away` are the artifacts that are no longer here because of it."""
 
     def __init__(self, store: TensorStore, budget_bytes: int, in_use: frozenset[ModelDigest]) -> None:
         self._store = store
         self._budget_bytes = budget_bytes
         self._in_use = in_use
+        self.sent_away: list[ArtifactUri] = []
 
     @contextmanager
     def reserved(self, newcomer: Newcomer, lock_path: Path) -> Iterator[None]:
@@ -64,8 +65,9 @@ class DiskRoom:
         finally:
             os.truncate(lock_path, 0)
 
-    def settle(self) -> None:
+    def settle(self, imported: ModelDigest) -> None:
         """Afterwards: what was imported may be larger than the artifact (16-bit weights are widened), so others may have to go."""
+        self._in_use |= {imported}
         with self._alone():
             self._evict(Shortage(0, self._taken_bytes() - self._budget_bytes))
 
@@ -124,6 +126,7 @@ class DiskRoom:
         try:
             for uri in uris:
                 self._store.catalog.forget_artifact(ArtifactUri(uri))
+                self.sent_away.append(ArtifactUri(uri))
         except sqlite3.OperationalError as error:  # to forget something takes a few pages too
             raise DiskFull(f"the disk of {self._store.folder} is full to the last byte ({error}): free some space") from error
         self._store.collect()
