@@ -109,11 +109,8 @@ def _by_container_contract(house: House, name: str) -> tuple[int, str]:
 
 
 def test_without_authentication_a_server_warns_that_any_code_runs_unless_it_is_told_not_to(tmp_path: Path) -> None:
-    for options, warns in (
-        (("--auth", "none"), True),
-        (("--model-code", "published"), False),
-        (("--auth", "sigv4", "--model-code", "any"), True),
-    ):
+    insists = ("--auth", "sigv4", "--model-code", "any")
+    for options, warns in ((("--auth", "none"), True), (("--model-code", "published"), False), (insists, True)):
         data = tmp_path / "-".join(options).strip("-")
         with serving(data, options=options):
             pass

@@ -104,7 +104,8 @@ async def test_a_step_of_an_ensemble_is_refused_as_well(strict: Hotel, tmp_path:
     ensemble = folder / "whole"
     (ensemble / "1").mkdir(parents=True)
     (ensemble / "1" / ".keep").touch()
-    step = 'ensemble_scheduling { step [{ model_name: "step" model_version: -1 input_map { key: "A" value: "A" } output_map { key: "B" value: "B" } }] }'
+    maps = 'input_map { key: "A" value: "A" } output_map { key: "B" value: "B" }'
+    step = f'ensemble_scheduling {{ step [{{ model_name: "step" model_version: -1 {maps} }}] }}'
     (ensemble / "config.pbtxt").write_text(config(more=f'platform: "ensemble" max_batch_size: 4 {step}'))
     with pytest.raises(UnpublishedCode, match="model 'step'"):
         await strict.load(folder)
