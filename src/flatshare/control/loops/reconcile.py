@@ -118,7 +118,8 @@ class Reconciler:
     async def _stand_by(self) -> None:
         """Endpoints are known here, so that callers are told to call again, but nothing runs here for them."""
         self._desired = await self._state.look(_desired)
-        self._show(diff.plan(self._desired, Observed(()), now_s=self._clock.monotonic_s()).routes)
+        routes = diff.plan(self._desired, Observed(()), now_s=self._clock.monotonic_s()).routes
+        self._show(replace(routes, stands_by=True))
         self._fleet.stop([instance.id for instance in self._fleet.snapshot()])
         self._retry_at_s = None
 
