@@ -110,6 +110,17 @@ def test_with_two_instances_the_death_of_one_costs_no_request(folder: Path, tmp_
             endpoint.require_right(f"m{seed}")
 
 
+def test_a_restarted_instance_has_its_models_before_its_first_call(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        endpoint = deploy(server, "warm", folder)
+        for seed in range(MODELS):
+            endpoint.require_right(f"m{seed}")
+        [(ended, pid)] = _instance_pids(endpoint).items()
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: bool(set(_instance_pids(endpoint)) - {ended}))
+        assert [seed for seed in range(MODELS) if endpoint.require_right(f"m{seed}").is_cold] == []
+
+
 def test_with_one_instance_its_death_is_told_and_it_is_replaced(folder: Path, tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         endpoint = deploy(server, "single", folder)

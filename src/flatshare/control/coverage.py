@@ -151,9 +151,9 @@ def _runtime() -> Iterator[str]:
     for member in shape.members:
         header = _RUNTIME_MEMBERS.get(member)
         if header is not None:
-            yield f"| InvokeEndpoint | `{member}` | refused | an endpoint {_sentence(FOREIGN[header])} |"
+            yield f"| InvokeEndpoint | `{member}` | refused | an endpoint {_sentence(FOREIGN[header.encode()])} |"
         elif member not in _RUNTIME_WITHOUT_EFFECT:
-            location = shape.members[member].serialization.get("name", "").lower()
+            location = shape.members[member].serialization.get("name", "").lower().encode()
             note = "passed on to the container" if location in FORWARDED else ""
             yield f"| InvokeEndpoint | `{member}` | supported | {note or '-'} |"
     yield f"| InvokeEndpointWithResponseStream | | supported | {_STREAMED} |"

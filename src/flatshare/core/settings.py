@@ -127,6 +127,20 @@ class QueueSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """Section `[disk]`: how models come from the store onto this machine's disk."""
+
+    bandwidth_bytes: int | None = None
+    """Per second, of all fetches of the machine together; None takes what there is."""
+    ahead_share: float = 0.3
+    """Of the bandwidth: what fetches that nobody waits for yet may take, and only while nobody waits for another."""
+    parallel_fetches: int = 2
+    """Of each instance, besides the one ahead."""
+    prefetch_every_s: float = 60.0
+    """How often to look for a model that is worth bringing onto the disk ahead of its next request."""
+
+
+@dataclass(frozen=True, slots=True)
 class TenantSettings:
     """Section `[tenants.NAME]`; `[tenants.default]` is for those without one."""
 
@@ -149,6 +163,7 @@ class SharingSettings:
     memory: CacheSettings = field(default_factory=CacheSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     tenants: Mapping[Tenant, TenantSettings] = field(default_factory=dict)
+    disk: DiskSettings = field(default_factory=DiskSettings)
 
     def tenant(self, tenant: Tenant) -> TenantSettings:
         return self.tenants.get(tenant) or self.tenants.get(DEFAULT_TENANT) or TenantSettings()

@@ -49,6 +49,11 @@ class Readiness:
         self.is_draining.set()
         self._is_decided.set()
 
+    @property
+    def has_started(self) -> bool:
+        """Calls are answered from now on."""
+        return self._awaited is not None
+
     async def until_started(self) -> None:
         """Calls are answered from then on; endpoints may still be on their way back. Raises InstanceGone if it never came to that."""
         if self._awaited is None:

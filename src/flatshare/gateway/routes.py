@@ -78,6 +78,8 @@ class RouteTable:
 
         Raises UnknownVariant.
         """
+        if wanted is None and len(endpoint.variants) == 1:
+            return endpoint.variants[0]
         named = [variant for variant in endpoint.variants if wanted in {None, variant.name}]
         if named:
             return named[route.pick_weighted([variant.weight for variant in named], point)]
@@ -86,7 +88,9 @@ class RouteTable:
 
     def upstream(self, variant: VariantRoute, model: ModelKey, avoid: frozenset[InstanceId]) -> Upstream | None:
         """The instance for this model, other than those in `avoid`; None if there is none left."""
-        known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
+        known = [self._upstreams[a.id] for a in variant.instances if a.id not in avoid]
+        if len(known) == 1:
+            return known[0]
         loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
 

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.errors import InstanceGone
+from flatshare.core.readings import ModelMetric
 from flatshare.core.state import EndpointRoute
 from flatshare.gateway.routes import RouteTable, Upstream
 from flatshare.gateway.shadow import Shadows
@@ -66,4 +67,5 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         waiting=status["waiting"],
         decisions=status["decision_counts"],
         evictions=status["eviction_counts"],
+        model_metrics=tuple(ModelMetric(**fields) for fields in status.get("model_metrics", ())),
     )

@@ -6,18 +6,18 @@ from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
-from structlog.contextvars import bind_contextvars
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, NotResident
 from flatshare.core.ids import ArtifactUri, ModelKey, model_key
+from flatshare.core.readings import ModelMetric
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
-from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
@@ -37,8 +37,9 @@ class InstanceApp:
         backend: Backend,
         explainer: Explainer,
         single: ModelSource | None = None,
+        model_metrics: Callable[[], list[ModelMetric]] = list,
     ) -> None:
-        """`single` is the model of POST /invocations."""
+        """`single` is the model of POST /invocations; `model_metrics` what models count for themselves."""
         self._server = server
         self._cache = cache
         self._workbench = workbench
@@ -46,6 +47,7 @@ class InstanceApp:
         self._backend = backend
         self._explainer = explainer
         self._single = single
+        self._model_metrics = model_metrics
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
             ("GET", "/models"): self._list,
@@ -57,7 +59,7 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
-        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
+        CURRENT_REQUEST.set(request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
@@ -68,6 +70,8 @@ class InstanceApp:
 
     async def _route(self, request: Request) -> Reply:
         path = _PATH.fullmatch(request.path)
+        if path is not None and path["action"] == "/invoke" and request.method == "POST":  # first, since nearly all are
+            return await self._server.invoke(ModelKey(path["key"]), container.parse_source(request), request)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
             if handler is None:
@@ -78,14 +82,12 @@ class InstanceApp:
     async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
         reply = Reply(200)
         match request.method, action:
-            case "POST", "/invoke":
-                reply = await self._server.invoke(key, container.parse_source(request), request)
             case "GET", None:
                 reply = self._describe(key)
             case "DELETE", None:
                 await self._cache.unload(key)
             case "GET", "/metadata":
-                reply = await self._server.describe(key, container.parse_source(request))
+                reply = await self._server.describe(key, container.parse_source(request), request.header(container.MODEL_VERSION))
             case "GET", "/explain":
                 reply = await self._explain(key, request)
             case "GET", "/artifact":
@@ -132,6 +134,7 @@ class InstanceApp:
         status = {
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
+            "model_metrics": [asdict(metric) for metric in self._model_metrics()],
             "in_flight": self._workbench.in_flight,
             "waiting": self._workbench.waiting,
             "waiting_by_tenant": self._workbench.waiting_by_tenant(),

@@ -6,6 +6,10 @@ One record per model that was ever asked for, the longest forgotten ones given u
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
@@ -17,6 +21,7 @@ from flatshare.policy.worth import Season, Visits
 MOST = 100_000
 _UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
 _SMOOTHING = 0.3
+UNREADABLE = (OSError, orjson.JSONDecodeError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,15 @@ class Known:
     reload_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an instance wrote down of a model, and how long ago it was asked for."""
+
+    key: ModelKey
+    known: Known
+    age_s: float
+
+
 class DemandBook:
     """Owned by the cache."""
 
@@ -37,6 +51,7 @@ class DemandBook:
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._cohort = [0.0] * worth.BINS
         self._evicted_s: dict[ModelKey, float] = {}
+        self._causes: dict[ModelKey, str] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
         self._thrashes_since_s: float | None = None
 
@@ -48,7 +63,7 @@ class DemandBook:
             visits = worth.first_visit(now_s, hour)
             self._models[key] = Known(source, visits, _UNKNOWN_RELOAD_S)
             if len(self._models) > MOST:
-                self._models.popitem(last=False)
+                self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
             visits = worth.next_visit(known.visits, now_s, hour)
             self._models[key] = Known(source, visits, known.reload_s)
@@ -64,8 +79,24 @@ class DemandBook:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
             self._models[key] = Known(known.source, known.visits, reload_s)
         evicted_s = self._evicted_s.pop(key, None)
+        self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
         self._thrashes_since_s = thrash.since_when(self.thrash, self._thrashes_since_s, now_s)
+
+    def _note_cause(self, key: ModelKey, evicted_ago_s: float | None) -> None:
+        if evicted_ago_s is not None:
+            self._causes[key] = f"evicted {evicted_ago_s:.0f} s before, for room"
+        elif key in self._models:
+            was_here = "it was unloaded, had expired, or its artifact is another one"
+            self._causes[key] = was_here if key in self._causes else "first call on this instance"
+
+    def cause(self, key: ModelKey) -> str:
+        """Why the model had to be loaded when it was loaded last."""
+        return self._causes.get(key, "")
+
+    def evicted_models(self) -> list[ModelKey]:
+        """Those that left for others and have not come back: what may be loaded again ahead of its callers."""
+        return [key for key in self._evicted_s if key in self._models]
 
     def evicted(self, key: ModelKey) -> None:
         now_s = self._clock.monotonic_s()
@@ -120,3 +151,15 @@ class DemandBook:
         self._models[key] = Known(known.source, visits, known.reload_s)
         for hour, starts in enumerate(visits.starts):
             self._cohort[hour] += starts
+
+
+def records(path: Path, now_s: float) -> list[Record]:
+    """What `export` gave to an instance that wrote it there. `now_s` is the wall clock's. Raises one of UNREADABLE."""
+    elapsed_s = max(0.0, now_s - path.stat().st_mtime)
+    return [_record(fields, elapsed_s) for fields in orjson.loads(path.read_bytes())]
+
+
+def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
+    visits = fields["visits"] | {"starts": tuple(fields["visits"]["starts"])}
+    known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
+    return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

@@ -2,8 +2,14 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from contextvars import ContextVar
+from typing import Any
 
 import structlog
+
+CURRENT_REQUEST: ContextVar[str] = ContextVar("current_request")
+"""Its id. Set at every door, so that each line that is logged for a request says so."""
 
 
 def configure(*, json: bool, level: str = "info") -> None:
@@ -14,6 +20,7 @@ def configure(*, json: bool, level: str = "info") -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
@@ -23,6 +30,13 @@ def configure(*, json: bool, level: str = "info") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _add_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request_id = CURRENT_REQUEST.get(None)
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

@@ -1,10 +1,13 @@
 """What Prometheus reads at `/metrics`. Labels are bounded: endpoints in service, instances and codes; never models, tenants or callers."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
+
+from flatshare.core.readings import ModelMetric
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 UNKNOWN = "unknown"
@@ -27,6 +30,8 @@ class InstanceReading:
     decisions: dict[str, int]
     evictions: dict[str, int]
     """By cause."""
+    model_metrics: tuple[ModelMetric, ...] = ()
+    """What models count for themselves."""
 
 
 class GatewayMetrics:
@@ -78,7 +83,26 @@ class GatewayMetrics:
             self._endpoints.discard(gone)
         for gauge in self._gauges:
             gauge.show(readings)
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + generate_latest(_ModelMetrics(readings))
+
+
+class _ModelMetrics:
+    """What models count, under their own names and labels, and the endpoint's and instance's. The instances have bounded it."""
+
+    def __init__(self, readings: list[InstanceReading]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for reading in self._readings:
+            for metric in reading.model_metrics:
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = families.setdefault(metric.name, kind(metric.name, metric.description))
+                if isinstance(family, kind):  # another instance may have another idea of the name
+                    labels = {**metric.labels, "endpoint": reading.endpoint, "instance": reading.instance}
+                    name = f"{family.name}_total" if kind is CounterMetricFamily else family.name
+                    family.add_sample(name, labels, metric.value)
+        yield from families.values()
 
 
 class _InstanceGauge:

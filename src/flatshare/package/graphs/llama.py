@@ -38,7 +38,7 @@ class LlamaShape:
 @lru_cache(maxsize=8)
 def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     """input_ids int64 [rows, tokens] and a cache → logits of each row's last token."""
-    g = StepBuilder(is_compact=shape.is_compact)
+    g = StepBuilder(is_compact=shape.is_compact, is_narrow=True)
     g.input("input_ids", TensorProto.INT64, ["rows", "tokens"])
     g.input("last_positions", TensorProto.INT32, ["rows"])
     g.input("longest", TensorProto.INT32, [1])

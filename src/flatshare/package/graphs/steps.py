@@ -40,11 +40,13 @@ class StepBuilder(GraphBuilder):
     """A graph whose inputs and outputs are of any type and shape.
 
     A compact one takes matrices as int8 with a scale per output, and quantises what is multiplied with them on the way.
+    A narrow one is made for a few tokens at once: see docs/decisions/0063-narrow-products.md.
     """
 
-    def __init__(self, *, is_compact: bool = False) -> None:
+    def __init__(self, *, is_compact: bool = False, is_narrow: bool = False) -> None:
         super().__init__()
         self._is_compact = is_compact
+        self._is_narrow = is_narrow
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
 
@@ -62,7 +64,11 @@ class StepBuilder(GraphBuilder):
         A compact graph feeds `x` in two parts of eight bits each, what is coarse and what that leaves; a fine matrix has two parts as well.
         """
         if not self._is_compact:
-            return self.linear(x, name, inputs, outputs, output, has_bias=False)
+            if not self._is_narrow:
+                return self.linear(x, name, inputs, outputs, output, has_bias=False)
+            # The library repacks its second operand in every run: let that be the few tokens, not the matrix.
+            turned = self.node("Gemm", [self.weight(f"{name}.weight", outputs, inputs), x], f"{output}.turned", transB=1)
+            return self.node("Transpose", [turned], output, perm=[1, 0])
         matrix = self._compact_weight(f"{name}.weight", inputs, outputs)
         coarse = self.parts("DynamicQuantizeLinear", [x], [f"{output}.{part}" for part in ("int8", "step", "zero")])
         rest = self.node("Sub", [x, self.node("DequantizeLinear", coarse, f"{output}.coarse")], f"{output}.rest")

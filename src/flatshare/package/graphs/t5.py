@@ -1,11 +1,13 @@
 """The T5 family as two generated graphs (Raffel et al., 2020; v1.1 with gated layers).
 
-    prefill   encoder over one text, and the decoder over the tokens that its answer must begin with
+    prefill   encoder over some texts, and the decoder over the tokens that each answer must begin with
     step      one more token for each row of a batch
 
 Attention is not scaled, positions are a bias by distance. A row's text is encoded once: its keys and values wait in a cache that
 the step reads in place. GroupQueryAttention always appends a token, so the text's last token is kept apart and appended anew,
 at the same place, in every step.
+
+Texts that are read together lie one behind the other, so that no product is computed for padding; only attention sees them side by side.
 """
 
 from dataclasses import dataclass
@@ -59,13 +61,16 @@ def encoder_decoder(shape: T5Shape) -> GenerationGraphs:
 def _prefill(shape: T5Shape) -> StepBuilder:
     g = _Layers(shape)
     g.input("input_ids", _INT64, [1, "tokens"])
-    g.input("buckets", _INT64, ["tokens", "tokens"])
-    g.input("decoder_ids", _INT64, [1, "begun"])
+    g.input("spread", _INT64, ["texts", "longest"])
+    g.input("gathered", _INT64, ["tokens"])
+    g.input("text_mask", _INT32, ["texts", "longest"])
+    g.input("buckets", _INT64, ["longest", "longest"])
+    g.input("decoder_ids", _INT64, ["texts", "begun"])
     g.input("decoder_buckets", _INT64, ["begun", "begun"])
     bias = g.position_bias("encoder", "buckets")
     x, normed = g.embed("encoder", "input_ids")
     for layer in range(shape.layers):
-        attended = g.self_attention(f"encoder.block.{layer}.layer.0.SelfAttention", normed, bias, is_causal=False)
+        attended = g.encoder_attention(f"encoder.block.{layer}.layer.0.SelfAttention", normed, bias)
         x, normed = g.norm_sum(attended, x, f"encoder.block.{layer}.layer.1.layer_norm")
         fed = g.feed_forward(f"encoder.block.{layer}.layer.1.DenseReluDense", normed)
         x, normed = g.norm_sum(fed, x, g.following("encoder", layer, shape.layers))
@@ -79,7 +84,7 @@ def _first_tokens(g: "_Layers", shape: T5Shape, text: str) -> None:
     x, normed = g.embed("decoder", "decoder_ids")
     for layer in range(shape.decoder_layers):
         block = f"decoder.block.{layer}.layer"
-        attended = g.self_attention(f"{block}.0.SelfAttention", normed, bias, is_causal=True, cache=f"self.{layer}")
+        attended = g.first_attention(f"{block}.0.SelfAttention", normed, bias, cache=f"self.{layer}")
         x, normed = g.norm_sum(attended, x, f"{block}.1.layer_norm")
         attended = g.text_attention(f"{block}.1.EncDecAttention", normed, text, cache=f"text.{layer}")
         x, normed = g.norm_sum(attended, x, f"{block}.2.layer_norm")
@@ -89,7 +94,7 @@ def _first_tokens(g: "_Layers", shape: T5Shape, text: str) -> None:
 
 
 def _step(shape: T5Shape) -> StepBuilder:
-    g = _Layers(shape)
+    g = _Layers(shape, is_narrow=True)
     g.input("input_ids", _INT64, ["rows", 1])
     g.input("last_positions", _INT32, ["rows"])
     g.input("longest", _INT32, [1])
@@ -121,8 +126,8 @@ def _step(shape: T5Shape) -> StepBuilder:
 class _Layers(StepBuilder):
     """T5's pieces. Streams are flat, [rows * tokens, hidden], except around attention."""
 
-    def __init__(self, shape: T5Shape) -> None:
-        super().__init__(is_compact=shape.is_compact)
+    def __init__(self, shape: T5Shape, *, is_narrow: bool = False) -> None:
+        super().__init__(is_compact=shape.is_compact, is_narrow=is_narrow)
         self._shape = shape
         self.integers("flat", -1, shape.hidden)
         self.integers("flat_inner", -1, shape.inner)
@@ -153,30 +158,38 @@ class _Layers(StepBuilder):
         return f"{side}.final_layer_norm" if layer == layers - 1 else f"{side}.block.{layer + 1}.layer.0.layer_norm"
 
     def projected(self, name: str, x: str, parts: str, side: str) -> list[str]:
-        """Projections q, k or v as [rows, tokens, inner]."""
+        """Projections q, k or v as [rows, tokens, inner]; of texts side by side, each filled up to the longest."""
         found = []
         for part in parts:
             flat = self.project(x, f"{name}.{part}", self._shape.hidden, self._shape.inner, f"{name}.{part}.flat")
-            found.append(self.node("Reshape", [flat, f"{side}.full"], f"{name}.{part}.out"))
+            how = ("Gather", "spread") if side == "encoder" else ("Reshape", f"{side}.full")
+            found.append(self.node(how[0], [flat, how[1]], f"{name}.{part}.out"))
         return found
 
     def joined(self, name: str, attended: str) -> str:
         flat = self.node("Reshape", [attended, "flat_inner"], f"{name}.attended.flat")
         return self.project(flat, f"{name}.o", self._shape.inner, self._shape.hidden, f"{name}.o.out")
 
-    def self_attention(self, name: str, x: str, bias: str, *, is_causal: bool, cache: str | None = None) -> str:
-        """Over all tokens at once; with `cache`, keys and values are outputs too."""
-        qkv = self.projected(name, x, "qkv", name.partition(".")[0])
-        outputs = self._cache_outputs(cache, "begun") if cache else ()
-        inputs = [*qkv, "", "", bias]
-        settings = {"num_heads": self._shape.heads, "scale": 1.0, "unidirectional": int(is_causal)}
+    def encoder_attention(self, name: str, x: str, bias: str) -> str:
+        """Each text's tokens to each other."""
+        inputs = [*self.projected(name, x, "qkv", "encoder"), "", "text_mask", bias]
+        settings = {"num_heads": self._shape.heads, "scale": 1.0}
+        attended = self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, **settings)
+        padded = self.node("Reshape", [attended, "flat_inner"], f"{name}.attended.padded")
+        return self.joined(name, self.node("Gather", [padded, "gathered"], f"{name}.attended.texts"))
+
+    def first_attention(self, name: str, x: str, bias: str, cache: str) -> str:
+        """Over all tokens that an answer must begin with; keys and values are outputs."""
+        inputs = [*self.projected(name, x, "qkv", "decoder"), "", "", bias]
+        settings = {"num_heads": self._shape.heads, "scale": 1.0, "unidirectional": 1}
+        outputs = self._cache_outputs(cache, "begun")
         return self.joined(name, self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, unused=outputs, **settings))
 
     def text_attention(self, name: str, x: str, text: str, cache: str) -> str:
         """From the decoder's tokens to the whole text, whose keys and values are outputs."""
-        inputs = [*self.projected(name, x, "q", "decoder"), *self.projected(name, text, "kv", "encoder")]
+        inputs = [*self.projected(name, x, "q", "decoder"), *self.projected(name, text, "kv", "encoder"), "", "text_mask"]
         settings = {"num_heads": self._shape.heads, "scale": 1.0}
-        outputs = self._cache_outputs(cache, "tokens")
+        outputs = self._cache_outputs(cache, "longest")
         return self.joined(name, self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, unused=outputs, **settings))
 
     def cached_self_attention(self, name: str, x: str, bias: str, cache: str) -> str:
@@ -220,5 +233,5 @@ class _Layers(StepBuilder):
         return past, tuple(self.output(f"present.{name}.{part}", dims) for part in ("key", "value"))
 
     def _cache_outputs(self, name: str, tokens: str) -> tuple[str, ...]:
-        dims: list[str | int] = [1, self._shape.heads, tokens, self._shape.head_size]
+        dims: list[str | int] = ["texts", self._shape.heads, tokens, self._shape.head_size]
         return tuple(self.output(f"present.{name}.{part}", dims) for part in ("key", "value"))

@@ -1,6 +1,6 @@
 """All that is being written with one model: one batch, which texts join and leave between any two steps.
 
-waiting → reading (one at a time, in parts) → writing (all together, a token a step)
+waiting → reading (short ones together, a long one in parts) → writing (all together, a token a step)
 
 rows   |0 … n-1: writing, dense|  … |reading|
 """
@@ -14,6 +14,7 @@ from flatshare.core.generation import Finish
 from flatshare.instance.backends.generate.job import Job
 from flatshare.instance.backends.generate.memory import CacheMemory, SessionKey
 from flatshare.instance.backends.generate.network import MAX_ROWS, Logits, Network
+from flatshare.instance.backends.generate.rows import Snapshot
 from flatshare.instance.backends.generate.writing import Task, Writing, place, writing_of
 
 
@@ -38,7 +39,7 @@ class Lane:
         self._network = network
         self._memory = memory
         self._waiting: deque[tuple[Job, Task]] = deque()
-        self._reading: _Text | None = None
+        self._reading: list[_Text] = []
         self._texts: list[_Text] = []
         self._has_just_read = False
         self.steps = 0
@@ -57,10 +58,10 @@ class Lane:
         return bool(self._reading or self._texts)
 
     def turn(self) -> None:
-        """One part of a prompt, or one step of all rows: they take turns, so that neither waits for the other's end."""
-        if self._reading is not None and not (self._texts and self._has_just_read):
+        """One run of reading, or one step of all rows: they take turns, so that neither waits for the other's end."""
+        if self._reading and not (self._texts and self._has_just_read):
             self._has_just_read = True
-            self._read(self._reading)
+            self._read()
         elif self._texts:
             self._has_just_read = False
             self._step()
@@ -82,7 +83,7 @@ class Lane:
         for text in self._held():
             self._memory.give_back(text.reserved_bytes)
         self._waiting.clear()
-        self._texts, self._reading = [], None  # the lane is empty now, so that the network rests and its rows go as a whole
+        self._texts, self._reading = [], []  # the lane is empty now, so that the network rests and its rows go as a whole
 
     # Beginning.
 
@@ -92,27 +93,39 @@ class Lane:
         self._begin()
 
     def _begin(self) -> None:
-        """Begin to read the first that waits, if there are rows and memory for it."""
-        if self._reading is not None or not self._waiting:
+        """Begin to read the first that waits, and those behind it that can be read in the same run."""
+        if self._reading:
             return
-        job, task = self._waiting[0]
-        rows = sum(text.task.decoding.rows for text in self._texts) + task.decoding.rows
+        while self._waiting:
+            job, task = self._waiting[0]
+            known = None if job.session is None else self._memory.recall(SessionKey(self._model, job.session))
+            prompts = [*(text.task.prompt for text in self._reading), task.prompt]
+            if self._reading and (known is not None or not self._network.can_read_together(prompts)):
+                return
+            if not self._has_taken(job, task, known) or known is not None:
+                return
+
+    def _has_taken(self, job: Job, task: Task, known: Snapshot | None) -> bool:
+        """Take the text from those that wait, if there are rows and memory for it."""
+        rows = sum(text.task.decoding.rows for text in self._held()) + task.decoding.rows
         need = task.decoding.rows * self._network.bytes_of(task.prompt, task.decoding.max_tokens)
         if rows > MAX_ROWS or not self._memory.reserve(need):
-            return
+            return False
         self._waiting.popleft()
-        row = MAX_ROWS - 1 if self._texts else 0  # out of the way of rows that are being written
-        self._reading = _Text(job, task, writing_of(task, job.listener.piece), need, [row])
-        known = None if job.session is None else self._memory.recall(SessionKey(self._model, job.session))
+        before = len(self._reading)
+        row = MAX_ROWS - 1 - before if self._texts else before  # out of the way of rows that are being written
+        self._reading.append(_Text(job, task, writing_of(task, job.listener.piece), need, [row]))
         job.reuse(task, self._network.begin(row, task.prompt, known))
+        return True
 
-    def _read(self, text: _Text) -> None:
-        logits = self._network.read(text.rows[0])
+    def _read(self) -> None:
+        logits = self._network.read([text.rows[0] for text in self._reading])
         if logits is None:
             return
-        self._reading = None
-        self._texts.append(text)
-        self._advance(text, logits[None])
+        fresh, self._reading = self._reading, []
+        self._texts += fresh  # all of them, so that none takes another's row
+        for text, scores in zip(fresh, logits, strict=True):
+            self._advance(text, scores[None])
         self._make_dense()
 
     # Going on.
@@ -182,10 +195,7 @@ class Lane:
                 self._leave(text)
 
     def _leave(self, text: _Text) -> None:
-        if text is self._reading:
-            self._reading = None
-        else:
-            self._texts.remove(text)
+        (self._reading if text in self._reading else self._texts).remove(text)
         self._settle(text)
         self._make_dense()
 
@@ -202,4 +212,4 @@ class Lane:
         job.complete(text.writing.completed)
 
     def _held(self) -> list[_Text]:
-        return [*self._texts, *([self._reading] if self._reading is not None else [])]
+        return [*self._texts, *self._reading]

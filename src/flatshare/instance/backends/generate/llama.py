@@ -33,7 +33,8 @@ class LlamaNetwork(Network):
         self._unread[row] = list(prompt.text[reused:])
         return reused
 
-    def read(self, row: int) -> Logits | None:
+    def read(self, rows: Sequence[int]) -> Logits | None:
+        [row] = rows
         unread = self._unread[row]
         part, self._unread[row] = unread[:TOKENS_PER_PART], unread[TOKENS_PER_PART:]
         logits = self._run_part(row, part)
@@ -74,8 +75,7 @@ class LlamaNetwork(Network):
         self._prefill.output("logits", logits)
         self._prefill.run()
         self._lengths[row] = end
-        scores: Logits = logits[0]
-        return scores
+        return logits
 
     def _row_shapes(self, capacity: int) -> Mapping[str, tuple[int, ...]]:
         return dict.fromkeys(self._names, (self._spec.kv_heads, capacity, self._spec.head_size))

@@ -47,9 +47,13 @@ class Network(ABC):
     def begin(self, row: int, prompt: Prompt, known: Snapshot | None) -> int:
         """Take the row for a prompt. How many of its tokens `known` spares."""
 
+    def can_read_together(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether these fit into one run, if nothing of them is known."""
+        return len(prompts) == 1
+
     @abstractmethod
-    def read(self, row: int) -> Logits | None:
-        """Read the next part of the row's prompt: the scores of what follows it, or None if parts are left."""
+    def read(self, rows: Sequence[int]) -> Logits | None:
+        """Read the next part of the rows' prompts: the scores of what follows each, or None if parts are left."""
 
     @abstractmethod
     def bytes_of(self, prompt: Prompt, new_tokens: int) -> int:

@@ -18,9 +18,11 @@ class GraphSession:
     def __init__(self, graph: bytes, weight_names: Sequence[str], *, threads: int) -> None:
         options = session_options()
         options.intra_op_num_threads = threads  # one step runs at a time, so it may have all cores
+        # The graphs are written as they shall run. The library would turn narrow products round again (docs/decisions/0063-narrow-products.md).
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        names = {value.name for value in self._session.get_inputs()}
-        self._weight_names = [name for name in weight_names if name in names]
+        self.inputs = frozenset(value.name for value in self._session.get_inputs())
+        self._weight_names = [name for name in weight_names if name in self.inputs]
         self.outputs = tuple(value.name for value in self._session.get_outputs())
 
     def bind(self, weights: Weights) -> "Binding":

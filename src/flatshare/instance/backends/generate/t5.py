@@ -13,6 +13,8 @@ from flatshare.instance.backends.generate.network import MAX_ROWS, Logits, Netwo
 from flatshare.instance.backends.generate.rows import Snapshot
 from flatshare.instance.backends.generate.session import GraphSession, Weights
 
+_MOST_TOGETHER = 512
+"""Tokens that are read in one run, filled up to the longest text: what others may be kept waiting for."""
 _MAX_FIRST_BY_STEP = 8  # so many tokens more than a session has are cheaper one by one than the text once more
 
 
@@ -20,6 +22,7 @@ class T5Network(Network):
     def __init__(self, spec: GenerationSpec, prefill: GraphSession, step: GraphSession, weights: Weights) -> None:
         super().__init__(spec, step.bind(weights))
         self._prefill = prefill.bind(weights)
+        self._reads_several = "spread" in prefill.inputs  # graphs from before texts were read together stay in stores
         parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
         self._own_names = tuple(f"self.{part}" for part in parts)
         self._text_names = tuple(f"text.{part}" for part in parts)
@@ -40,13 +43,18 @@ class T5Network(Network):
             self._begin_text(row, len(prompt.text))
         return reused
 
-    def read(self, row: int) -> Logits | None:
-        prompt = self._unread[row]
-        read = int(self._lengths[row])
-        logits = self._step_alone(row, prompt.first[read]) if read else self._read_all(row, prompt)
-        if self._lengths[row] < len(prompt.first):
+    def can_read_together(self, prompts: Sequence[Prompt]) -> bool:
+        """Short texts whose answers begin with equally many tokens."""
+        is_short = len(prompts) * max(len(prompt.text) for prompt in prompts) <= _MOST_TOGETHER
+        return len(prompts) == 1 or (self._reads_several and is_short and len({len(prompt.first) for prompt in prompts}) == 1)
+
+    def read(self, rows: Sequence[int]) -> Logits | None:
+        read, prompt = int(self._lengths[rows[0]]), self._unread[rows[0]]
+        logits = self._step_alone(rows[0], prompt.first[read]) if read else self._read_all(rows)
+        if self._lengths[rows[0]] < len(prompt.first):
             return None
-        del self._unread[row]
+        for row in rows:
+            del self._unread[row]
         return logits
 
     def bytes_of(self, prompt: Prompt, new_tokens: int) -> int:
@@ -72,27 +80,46 @@ class T5Network(Network):
         self._prefill.forget()
         self._last = {}
 
-    def _read_all(self, row: int, prompt: Prompt) -> Logits:
-        """The text, and what the answer begins with, in one run."""
-        spec, text, first = self._spec, len(prompt.text), len(prompt.first)
-        shapes = {name: (1, spec.kv_heads, first if name in self._own_names else text, spec.head_size) for name in self.rows.tensors}
+    def _read_all(self, rows: Sequence[int]) -> Logits:
+        """The texts, and what each answer begins with, in one run."""
+        spec, prompts = self._spec, [self._unread[row] for row in rows]
+        first, longest = len(prompts[0].first), max(len(prompt.text) for prompt in prompts)
+        shapes = {
+            name: (len(rows), spec.kv_heads, first if name in self._own_names else longest, spec.head_size) for name in self.rows.tensors
+        }
         outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-        logits = np.empty((1, spec.vocabulary), np.float32)
-        self._prefill.input("input_ids", np.array([prompt.text], np.int64))
-        self._prefill.input("buckets", both_ways(text, spec.buckets, spec.furthest))
-        self._prefill.input("decoder_ids", np.array([prompt.first], np.int64))
+        logits = np.empty((len(rows), spec.vocabulary), np.float32)
+        self._bind_texts([prompt.text for prompt in prompts], longest)
+        self._prefill.input("decoder_ids", np.array([prompt.first for prompt in prompts], np.int64))
         self._prefill.input("decoder_buckets", backwards(np.arange(first), first, spec.buckets, spec.furthest))
         for name, array in outputs.items():
             self._prefill.output(f"present.{name}", array)
         self._prefill.output("logits", logits)
         self._prefill.run()
-        for name, array in outputs.items():
-            self.rows.write(row, name, array[0])
-        self._lengths[row] = first
-        self._begin_text(row, text)
         self._prefill.forget()  # the library would hold the keys and values a second time
-        scores: Logits = logits[0]
-        return scores
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            for name, array in outputs.items():
+                self.rows.write(row, name, array[index] if name in self._own_names else array[index, :, : len(prompt.text)])
+            self._lengths[row] = first
+            self._begin_text(row, len(prompt.text))
+        return logits
+
+    def _bind_texts(self, texts: Sequence[tuple[int, ...]], longest: int) -> None:
+        """The texts one behind the other, and where each token lies when they lie side by side.
+
+        |a a a|b|c c|   →   a a a   b . .   c c .
+        """
+        self._prefill.input("input_ids", np.array([[token for text in texts for token in text]], np.int64))
+        self._prefill.input("buckets", both_ways(longest, self._spec.buckets, self._spec.furthest))
+        if not self._reads_several:
+            return
+        lengths = np.array([len(text) for text in texts])
+        is_text = np.arange(longest)[None, :] < lengths[:, None]
+        spread = np.zeros((len(texts), longest), np.int64)
+        spread[is_text] = np.arange(lengths.sum())
+        self._prefill.input("spread", spread)
+        self._prefill.input("gathered", np.flatnonzero(is_text).astype(np.int64))
+        self._prefill.input("text_mask", is_text.astype(np.int32))
 
     def _step_alone(self, row: int, token: int) -> Logits:
         """One token of one row; the other rows of the batch do not move."""
@@ -106,8 +133,7 @@ class T5Network(Network):
         self._step.output("logits", logits)
         self._step.run()
         self._lengths[row] += 1
-        scores: Logits = logits[0]
-        return scores
+        return logits
 
     def _begin_text(self, row: int, length: int) -> None:
         """The step appends the text's last token anew each time, at the place where it is: GroupQueryAttention always appends one."""
