@@ -84,9 +84,7 @@ class T5Network(Network):
         """The texts, and what each answer begins with, in one run."""
         spec, prompts = self._spec, [self._unread[row] for row in rows]
         first, longest = len(prompts[0].first), max(len(prompt.text) for prompt in prompts)
-        shapes = {
-            name: (len(rows), spec.kv_heads, first if name in self._own_names else longest, spec.head_size) for name in self.rows.tensors
-        }
+        shapes = {name: (len(rows), spec.kv_heads, first if name in self._own_names else longest, spec.head_size) for name in self.rows.tensors}
         outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
         logits = np.empty((len(rows), spec.vocabulary), np.float32)
         self._bind_texts([prompt.text for prompt in prompts], longest)
