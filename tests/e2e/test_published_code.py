@@ -79,7 +79,7 @@ def test_every_road_refuses_with_the_digest_and_one_command_opens_all_of_them(ho
     sentence = response["Error"]["Message"]
     digest = sentence.partition("flatshare code publish ")[2][:64]
     assert len(digest) == 64
-    assert f"model 'first' brings Python code with the digest {digest}" in sentence
+    assert f"model 'first' brings code with the digest {digest}" in sentence
     status, body = house.v2("POST", "/v2/repository/models/e%2Ffirst/load")
     assert (status, f"flatshare code publish {digest}" in body) == (400, True)
     status, body = house.v2("POST", "/v2/models/e%2Ffirst/infer", BODY)
