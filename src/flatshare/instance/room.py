@@ -17,6 +17,8 @@ from flatshare.policy.admit import Admission, MemoryView, Need, Rules, Verdict
 from flatshare.policy.evict import Manners, Order, Resident
 from flatshare.policy.tenants import TenantOf
 
+_SHRINK_EVERY_S = 10.0  # it collects garbage, which stops everybody, and what it gives back the next run takes again
+
 
 @dataclass(frozen=True, slots=True)
 class Held:
@@ -85,6 +87,7 @@ class Room:
         self.tenant = TenantOf(sharing.memory.tenant_pattern)
         self._admission = asyncio.Lock()  # one plan at a time, first come first served
         self.changed = asyncio.Event()
+        self._shrunk_s = float("-inf")
         self.is_tight = False
         """The machine runs short of memory: nothing is loaded for the moment."""
 
@@ -180,7 +183,8 @@ class Room:
     async def _step(self, need: Need, purpose: str) -> Admission:
         """Look, decide, and send the victims away. Raises NeverFits."""
         admission = self.preview(need)
-        if admission.verdict is not Verdict.ADMIT and self._books.is_overdrawn:
+        if admission.verdict is not Verdict.ADMIT and self._books.is_overdrawn and self._now_s() - self._shrunk_s > _SHRINK_EVERY_S:
+            self._shrunk_s = self._now_s()
             await self._table.shrink()  # perhaps it is only what the heap keeps: look before models pay for it
             admission = self.preview(need)
         if admission.verdict is Verdict.NEVER_FITS:

@@ -60,6 +60,9 @@ class Workbench:
         entry = self._push(job)
         self.in_flight += 1
         self._calls.put(None)
+        alarm = None
+        if ticket.deadline_s is not None:
+            alarm = asyncio.get_running_loop().call_at(ticket.deadline_s, self._expire, entry, job)
         try:
             outcome: Run[T] = await job.done
         except asyncio.CancelledError:
@@ -71,7 +74,17 @@ class Workbench:
             raise
         finally:
             self.in_flight -= 1
+            if alarm is not None:
+                alarm.cancel()
         return outcome
+
+    def _expire(self, entry: Entry[Job], job: Job) -> None:
+        """The deadline has passed: who still waits is told now, not when the turn comes, and waits in nobody's way."""
+        with self._lock:
+            if job.has_begun:
+                return
+            self._queue.drop(entry)
+        job.expire()
 
     @property
     def waiting(self) -> int:
