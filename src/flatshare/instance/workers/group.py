@@ -6,7 +6,7 @@ come back.
 """
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -219,7 +219,7 @@ class Group:
         """Everybody who waits looks again: those first whose tenants have had the least of the workers, then by when they came."""
         waiting = [(model, place) for model, place in self._waiting if not place.done()]
         self._waiting = []
-        served_s = Counter[Tenant]()
+        served_s: defaultdict[Tenant, float] = defaultdict(float)
         for model in self._homes:
             served_s[model.tenant] += model.work.recent_s
         for index in policy.turns([model.tenant for model, _ in waiting], served_s):
