@@ -4,7 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -82,8 +82,7 @@ def test_an_importer_killed_in_the_middle_of_a_fetch_costs_one_try(s3_server: S3
         caller = Caller(endpoint)
         known = set(family(server.process.pid))
         proxy.delay_s = 0.4
-        jobs = [partial(caller.until_answered, target(0)), partial(_kill_the_importer, server, known, tmp_path)]
-        in_parallel(jobs)
+        in_parallel([partial(caller.until_answered, target(0)), partial(_kill_the_importer, server, known, tmp_path)])
         proxy.delay_s = 0.0
         assert 530 in caller.statuses, "nobody noticed: it was not killed in the middle"
         endpoint.require_right(target(0))
@@ -102,7 +101,7 @@ def test_a_disk_that_fills_while_a_model_is_fetched_keeps_what_is_in_use_and_giv
 ) -> None:
     catalogue = tmp_path / "filling"
     for seed in range(4):
-        write_checkpoint(catalogue / f"t/m{seed}", 30 + seed, rows=12_000)  # 1.6 MB each, twice that while it is imported
+        write_checkpoint(catalogue / f"t/m{seed}", 30 + seed, rows=16_000)  # 2 MB each, twice that while it is imported
     write_checkpoint(catalogue / "t/huge", 77, rows=100_000)
     data = tmp_path / "data"
     data.mkdir()
@@ -122,3 +121,10 @@ def test_a_disk_that_fills_while_a_model_is_fetched_keeps_what_is_in_use_and_giv
         endpoint.require_right("t/m1")
         assert instance_pids(endpoint) == [pid]
         require_balanced(endpoint)
+        with (data / "filler").open("wb", buffering=0) as filler, suppress(OSError):  # to the last byte, which no budget knows of
+            while True:
+                filler.write(bytes(4096))
+        status, body = caller.call("t/huge")
+        assert status == 503
+        assert b"disk" in body
+        endpoint.require_right("t/m1")

@@ -79,7 +79,7 @@ def test_every_road_refuses_with_the_digest_and_one_command_opens_all_of_them(ho
     sentence = response["Error"]["Message"]
     digest = sentence.partition("flatshare code publish ")[2][:64]
     assert len(digest) == 64
-    assert f"model 'first' brings Python code with the digest {digest}" in sentence
+    assert f"model 'first' brings code with the digest {digest}" in sentence
     status, body = house.v2("POST", "/v2/repository/models/e%2Ffirst/load")
     assert (status, f"flatshare code publish {digest}" in body) == (400, True)
     status, body = house.v2("POST", "/v2/models/e%2Ffirst/infer", BODY)
@@ -109,11 +109,8 @@ def _by_container_contract(house: House, name: str) -> tuple[int, str]:
 
 
 def test_without_authentication_a_server_warns_that_any_code_runs_unless_it_is_told_not_to(tmp_path: Path) -> None:
-    for options, warns in (
-        (("--auth", "none"), True),
-        (("--model-code", "published"), False),
-        (("--auth", "sigv4", "--model-code", "any"), True),
-    ):
+    insists = ("--auth", "sigv4", "--model-code", "any")
+    for options, warns in ((("--auth", "none"), True), (("--model-code", "published"), False), (insists, True)):
         data = tmp_path / "-".join(options).strip("-")
         with serving(data, options=options):
             pass

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
-from flatshare.instance import disk
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.store.sources import probe
@@ -46,7 +46,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, budget: int = PLENTY, urgency: Urgency = Urgency.DEMAND) -> ModelDigest:
-    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency))
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency)).digest
 
 
 def kept(store: TensorStore) -> set[str]:
@@ -141,6 +141,14 @@ class TestWhatIsCounted:
                 bring(store, new, PLENTY)
         bring(store, new, PLENTY)
 
+    def test_what_an_importer_had_reserved_when_it_was_killed_does_not_count_against_the_next(
+        self, store: TensorStore, tmp_path: Path
+    ) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        (store.incoming_dir / f"{model_key(uri_of(new))}.lock").write_text(str(PLENTY))
+        bring(store, new, PLENTY)
+        assert kept(store) == {"new"}
+
     def test_what_a_broken_fetch_left_goes_before_any_model(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
         left = store.incoming_dir / "abandoned"
         left.mkdir()
@@ -162,8 +170,8 @@ class TestWhatIsCounted:
         self, store: TensorStore, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The real thing, a small disk, is in tests/chaos; it needs root."""
-        real = disk.shutil.disk_usage
-        monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
         assert kept(store) == {"m1", "m2", "new"}
 

@@ -7,13 +7,14 @@ import msgspec
 import orjson
 import pytest
 
-from flatshare.core.errors import BadPackage, StoreUnavailable, UnknownTarget
+from flatshare.core.errors import BadPackage, StoreUnavailable, UnknownTarget, UnsupportedModel
 from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.sizes import MIB
 from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.package.packed import Listing, read_listing, write_packed
 from flatshare.package.packs import INDEX, PACK, TRUNKS, Trunk, write_trunk
 from flatshare.store.tensors import TensorStore
+from tests.package.conftest import save_albert
 from tests.package.tuned import TUNED, write_trunk_checkpoint, write_tuned
 
 LISTING = "model.safetensors.packed"
@@ -38,7 +39,7 @@ def _pack(source: Path, place: Path, trunk: Trunk) -> None:
 
 def _import(site: Path, target: str) -> ModelDigest:
     uri = ArtifactUri(f"file://{site / target}")
-    return import_artifact(ImportJob(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset()))
+    return import_artifact(ImportJob(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset())).digest
 
 
 def _trunk_folder(site: Path) -> Path:
@@ -128,6 +129,13 @@ def test_a_listing_of_nonsense_is_refused(site: Path, content: bytes, sentence: 
     (site / "acme/1" / LISTING).write_bytes(content)
     with pytest.raises(BadPackage, match=sentence):
         _import(site, "acme/1")
+
+
+def test_an_architecture_without_a_graph_of_ours_is_refused_with_the_way_out(site: Path, tmp_path: Path) -> None:
+    trunk = write_trunk([tmp_path / "base/model.safetensors"], site / TRUNKS)
+    _pack(save_albert(tmp_path / "albert"), site / "acme/albert", trunk)
+    with pytest.raises(UnsupportedModel, match="packs hold built-in architectures only: package it with --form folder"):
+        _import(site, "acme/albert")
 
 
 def test_a_listing_that_refers_to_many_trunks_is_refused(site: Path) -> None:

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from flatshare.core.call import Urgency
 from flatshare.core.ids import ArtifactUri
-from flatshare.core.settings import StoreLimits
+from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.store import download
+from flatshare.store.link import Link
 from flatshare.store.sources import fetch, probe
 from tests.store.conftest import BUCKET, S3, Proxy, Seen, full_disk_at, tree_of
 
@@ -40,7 +43,12 @@ def test_the_ranges_of_one_object_are_asked_for_side_by_side(s3: S3, proxy: Prox
     """Each of four requests is answered only when all four have come."""
     body, together = os.urandom(4 * PIECE), threading.Barrier(4)
     s3.put("parallel/weights", body)
-    proxy.before = lambda request: together.wait(20) and None if request.range else None
+
+    def wait_for_the_others(request: Seen) -> None:
+        if request.range:
+            together.wait(20)
+
+    proxy.before = wait_for_the_others
     assert fetched("parallel", tmp_path) == {"weights": body}
 
 
@@ -94,6 +102,16 @@ def test_more_files_than_are_open_at_once_come_over_whole(s3: S3, tmp_path: Path
     for name, body in wanted.items():
         s3.put(f"many/{name}", body)
     assert fetched("many", tmp_path) == wanted
+
+
+def test_a_fetch_keeps_to_the_bandwidth(s3: S3, tmp_path: Path) -> None:
+    """Five pieces at ten a second: the last may not begin before 0.4 s have gone."""
+    body = os.urandom(5 * PIECE)
+    s3.put("bounded/weights", body)
+    artifact = probe(ArtifactUri(f"{ROOT}bounded"), root=ROOT)
+    link, began_s = Link(tmp_path, DiskSettings(bandwidth_bytes=10 * PIECE), Urgency.DEMAND), time.monotonic()
+    assert tree_of(fetch(artifact, tmp_path / "into", StoreLimits(), link)) == {"weights": body}
+    assert time.monotonic() - began_s >= 0.4
 
 
 def _journal_of(folder: Path, *, arrived: int) -> Path:

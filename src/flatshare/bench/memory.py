@@ -11,6 +11,8 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
+from flatshare.bench import memory_peers
+from flatshare.bench.memory_peers import NO_PEERS, Peers
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, running_server, start_server
 from flatshare.bench.slow_store import BUCKET, slow_store
@@ -53,6 +55,7 @@ class Ground:
     catalogue: list[Tenant]
     results: Results
     begin: Steps
+    peers: Peers = NO_PEERS
 
     @property
     def prefix(self) -> Path:
@@ -70,9 +73,9 @@ class Ground:
             yield server
 
 
-def run(folder: Path, scale: Scale, begin: Steps, only: Collection[str] = ()) -> dict[str, float]:
-    """Measure the parts named, or all, in `folder`."""
-    ground = Ground(folder, scale, tenants(scale.tenants), Results(), begin)
+def run(folder: Path, scale: Scale, begin: Steps, only: Collection[str] = (), peers: Peers = NO_PEERS) -> dict[str, float]:
+    """Measure the parts named, or all, in `folder`; what comes back and what fits on `peers` too."""
+    ground = Ground(folder, scale, tenants(scale.tenants), Results(), begin, peers)
     step = begin("writing checkpoints", len(ground.catalogue))
     for _ in write_tenants(base_checkpoint(), ground.prefix, ground.catalogue):
         step()
@@ -245,7 +248,17 @@ def _remove(group: Path) -> None:
             return
 
 
+def _peers(ground: Ground) -> None:
+    if ground.peers == NO_PEERS:
+        return
+    with ground.server():  # all models are imported then
+        pass
+    for key, value in memory_peers.run(ground.folder / "peers", ground.data / "store", ground.peers, ground.begin).items():
+        ground.results.put(key, value, 3)
+
+
 PARTS: Mapping[str, Callable[[Ground], None]] = {
     "unload": _unload, "neighbours": _neighbours, "overload": _overload, "thrash": _thrash, "limit": _in_one_gib,
+    "peers": _peers,
 }  # fmt: skip
 """What can be measured by itself, in the order in which all of it is."""

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,23 +103,30 @@ class Runtime(MLModel):
 class Peer(Protocol):
     """Another server, as this benchmark asks it. Each call raises RuntimeError or OSError if it fails."""
 
-    pid: int
-
+    @property
+    def pid(self) -> int: ...
     def load(self, name: str) -> None: ...
     def unload(self, name: str) -> None: ...
     def ask(self, name: str, text: str) -> None: ...
 
 
-PeerMaker = Callable[[Sequence[str]], "_Running"]
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The virtual environments of those that take part."""
+
+    triton: Path | None = None
+    mlserver: Path | None = None
 
 
-class _Running(Protocol):
-    def __enter__(self) -> Peer: ...
-    def __exit__(self, *_: object) -> None: ...
+NO_PEERS = Peers()
+PeerMaker = Callable[[Sequence[str]], AbstractContextManager[Peer]]
+"""Starts it, with words that are to stand before its command."""
 
 
-def run(folder: Path, store_dir: Path, triton: Path | None, mlserver: Path | None, begin: Steps) -> dict[str, float]:
+def run(folder: Path, store_dir: Path, peers: Peers, begin: Steps) -> dict[str, float]:
     """`memory_after_unload` and `models_in_1gib` of each peer whose virtual environment is given."""
+    if peers == NO_PEERS:
+        return {}
     store = TensorStore(store_dir)
     models = [found for model in store.catalog.models()[:_MOST] if (found := store.stored(model.manifest.digest))]
     names = [f"m{number}" for number in range(len(models))]
@@ -128,9 +135,9 @@ def run(folder: Path, store_dir: Path, triton: Path | None, mlserver: Path | Non
         _write(folder / "weights" / name, model)
         step()
     results: dict[str, float] = {}
-    if triton is not None:
+    if (triton := peers.triton) is not None:
         results |= _measure("triton", lambda before: _triton(triton, folder, names, before), names, begin)
-    if mlserver is not None:
+    if (mlserver := peers.mlserver) is not None:
         results |= _measure("mlserver", lambda before: _mlserver(mlserver, folder, names, before), names, begin)
     return results
 

@@ -160,6 +160,10 @@ class OverQuota(Overloaded):
     """The tenant has as many requests or loads waiting as it may."""
 
 
+class RateExceeded(OverQuota):
+    """The access key makes more calls a second than it may."""
+
+
 class TooLate(Overloaded):
     """The answer would come, or has come, after the deadline that the caller set."""
 

@@ -1,13 +1,13 @@
 """The template process: it has imported all that an instance needs, and becomes one by forking, in milliseconds instead of half a second.
 
-It runs no thread, for threads do not survive a fork, and opens nothing that an instance opens for itself. Standard library only.
+It runs no thread, for threads do not survive a fork, and opens nothing that an instance opens for itself.
 """
 
 import os
 import selectors
 import socket
 
-from flatshare.wire.template import MAX_MESSAGE_BYTES, Born, Ended, Message, Order, Stillborn, parse, render
+from flatshare.wire.template import MAX_MESSAGE_BYTES, Born, Ended, Order, Report, Stillborn, parse_order, render
 
 _STREAMS = 2  # descriptors that come with an order
 
@@ -32,8 +32,7 @@ class Template:
                 data, streams, _, _ = socket.recv_fds(self._channel, MAX_MESSAGE_BYTES, _STREAMS)
                 if not data:
                     return None
-                order = parse(data)
-                assert isinstance(order, Order), "a driver only orders. This is a bug."
+                order = parse_order(data)
                 if self._fork(order, streams):
                     return order.arguments
 
@@ -78,7 +77,7 @@ class Template:
         _, status = os.waitpid(pid, 0)
         self._tell(Ended(pid, os.waitstatus_to_exitcode(status)))
 
-    def _tell(self, message: Message, *descriptors: int) -> None:
+    def _tell(self, message: Report, *descriptors: int) -> None:
         try:
             socket.send_fds(self._channel, [render(message)], descriptors)
         except (BrokenPipeError, ConnectionResetError):

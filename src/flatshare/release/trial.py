@@ -42,8 +42,7 @@ class Trial:
 
     def __exit__(self, *_: object) -> None:
         with self._runner:
-            if self._instance is not None:
-                self._runner.run(self._instance.stop())
+            self._runner.run(self._end())
 
     def answers(self, package: Package) -> Mapping[str, Tried]:
         """By part, which model answered what. Raises BadPackage with what went wrong."""
@@ -51,13 +50,24 @@ class Trial:
 
     async def _answers(self, package: Package) -> Mapping[str, Tried]:
         size_bytes = sum(part.size_bytes for part in package.record.parts)
-        if self._instance is None or self._instance.process.returncode is not None or size_bytes > self._size_bytes:
-            if self._instance is not None:
-                await self._instance.stop()
-            self._instance, self._size_bytes = None, max(size_bytes, self._size_bytes)
-            self._instance = await _started(self._size_bytes)
-        await self._instance.until_it_answers()
-        return {part.name: await _answered(self._instance.client, package, part) for part in package.record.parts}
+        if self._instance is not None and size_bytes > self._size_bytes:
+            await self._end()
+        self._size_bytes = max(size_bytes, self._size_bytes)
+        instance = self._instance = self._instance or await _started(self._size_bytes)
+        await instance.until_it_answers()
+        tried = {}
+        for part in package.record.parts:
+            try:
+                tried[part.name] = await _answered(instance.client, package, part)
+            except (InstanceGone, TimeoutError) as error:
+                await self._end()  # the next package has another one
+                raise BadPackage(f"{_named(part)} brought down the instance that tried it: {error}") from error
+        return tried
+
+    async def _end(self) -> None:
+        ended, self._instance = self._instance, None
+        if ended is not None:
+            await ended.stop()
 
 
 @dataclass(slots=True)
@@ -121,26 +131,27 @@ def _environment() -> dict[str, str]:
 
 
 async def _answered(client: InstanceClient, package: Package, part: PackedPart) -> Tried:
-    what = f"part '{part.name}'" if part.name else "the model"
+    """Raises BadPackage, and InstanceGone or TimeoutError if there is no answer."""
     artifact = package.artifact(part).absolute()
     source = ModelSource(f"file://{artifact}", f"file://{package.folder.absolute().parent}")  # trunks lie there, as below a prefix
     key = model_key(ArtifactUri(source.uri))
     headers = [_JSON_TYPE, *container.source_headers(source)]
     sample = package.record.sample_of(part.name)
-    try:
-        if not sample:
-            described = await client.request("GET", f"/models/{key}/metadata", headers=headers, timeout_s=_ANSWER_S)
-            if described.status >= 300:
-                raise BadPackage(f"{what} cannot be loaded: {container.error_sentence(described)}")
-            sample = sample_for(container.parse_metadata(described.body).signature)
-        answer = await client.request("POST", f"/models/{key}/invoke", headers=headers, body=orjson.dumps(sample), timeout_s=_ANSWER_S)
-    except (InstanceGone, TimeoutError) as error:
-        raise BadPackage(f"{what} brought down the instance that tried it: {error}") from error
+    if not sample:
+        described = await client.request("GET", f"/models/{key}/metadata", headers=headers, timeout_s=_ANSWER_S)
+        if described.status >= 300:
+            raise BadPackage(f"{_named(part)} cannot be loaded: {container.error_sentence(described)}")
+        sample = sample_for(container.parse_metadata(described.body).signature)
+    answer = await client.request("POST", f"/models/{key}/invoke", headers=headers, body=orjson.dumps(sample), timeout_s=_ANSWER_S)
     if answer.status >= 300:
-        raise BadPackage(f"{what} does not answer its sample: {container.error_sentence(answer)}")
+        raise BadPackage(f"{_named(part)} does not answer its sample: {container.error_sentence(answer)}")
     if answer.content_type.startswith(b"application/json") and _has_no_number(orjson.loads(answer.body)):
-        raise BadPackage(f"{what} answers its sample with something that is not a number: its weights hold NaN or infinity")
+        raise BadPackage(f"{_named(part)} answers its sample with something that is not a number: its weights hold NaN or infinity")
     return Tried(dict(answer.headers)[container.MODEL_DIGEST].decode(), sample)
+
+
+def _named(part: PackedPart) -> str:
+    return f"part '{part.name}'" if part.name else "the model"
 
 
 def sample_for(signature: Signature) -> dict[str, object]:

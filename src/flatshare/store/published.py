@@ -99,7 +99,7 @@ class PublishedCode:
             self._look()
         if digest not in self._publications:
             raise UnpublishedCode(
-                f"model '{model}' brings Python code with the digest {digest}, which no operator of this server has published: "
+                f"model '{model}' brings code with the digest {digest}, which no operator of this server has published: "
                 f"whoever has read it and trusts it runs 'flatshare code publish {digest}' where the server runs"
             )
 

@@ -17,6 +17,8 @@ from flatshare.store.remote import open_store, reason_of
 
 _NO_ROOM = ("No space left", "Disk quota exceeded", "File too large")  # the last of a process whose files may not grow (ulimit -f)
 
+_DENIED = ("Permission denied", "status code: 401", "status code: 403")  # what a list met has no type of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Object:
@@ -108,7 +110,7 @@ class Shelf:
             said = f"{reason_of(error)} {error}"
             if any(words in said for words in _NO_ROOM):
                 raise DiskFull(f"there is no room for '{uri}': free some, nothing was changed") from error
-            if "Permission denied" in said or "status code: 403" in said:
+            if any(words in said for words in _DENIED):
                 raise _denied(uri) from error
             raise StoreUnavailable(
                 f"'{uri}' does not answer as it should ({reason_of(error)}): try again, what has arrived is not sent anew"

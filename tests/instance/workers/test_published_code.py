@@ -2,6 +2,7 @@
 
 import py_compile
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from flatshare.core.errors import UnpublishedCode
 from flatshare.package.triton.code import python_code
 from flatshare.store.published import PublishedFile
 from tests.contract.packages import DOUBLE, config, write_model
+from tests.fuzz.models import onnx_seeds
 from tests.instance.workers.conftest import Hotel, MakeHotel, call, numbers
 
 pytestmark = pytest.mark.slow
@@ -99,12 +101,32 @@ async def test_what_is_revoked_runs_no_more_though_it_is_in_memory(
         await model.infer(call(1))
 
 
+async def test_a_graph_that_brings_an_interpreter_of_its_own_brings_code(strict: Hotel, tmp_path: Path) -> None:
+    ran, evil = tmp_path / "ran", tmp_path / "env" / "bin" / "python"
+    evil.parent.mkdir(parents=True)
+    evil.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    evil.chmod(0o755)
+    folder = tmp_path / "graph"
+    (folder / "graph" / "1").mkdir(parents=True)
+    (folder / "graph" / "1" / "model.onnx").write_bytes(onnx_seeds()[0])
+    names = {"inputs": "input_ids TYPE_INT64 -1", "outputs": "logits TYPE_FP32 -1 40"}
+    where = 'parameters { key: "EXECUTION_ENV_PATH" value { string_value: "$$TRITON_MODEL_DIRECTORY/env.tar.gz" } }'
+    (folder / "graph" / "config.pbtxt").write_text(config(more=f'backend: "onnxruntime" max_batch_size: 4 {where}', **names))
+    with tarfile.open(folder / "graph" / "env.tar.gz", "w:gz") as packed:
+        packed.add(tmp_path / "env", ".")
+    [code] = python_code(folder)
+    with pytest.raises(UnpublishedCode, match=code.digest):
+        await strict.load(folder)
+    assert not ran.exists()
+
+
 async def test_a_step_of_an_ensemble_is_refused_as_well(strict: Hotel, tmp_path: Path) -> None:
     folder = write_model(tmp_path / "step")
     ensemble = folder / "whole"
     (ensemble / "1").mkdir(parents=True)
     (ensemble / "1" / ".keep").touch()
-    step = 'ensemble_scheduling { step [{ model_name: "step" model_version: -1 input_map { key: "A" value: "A" } output_map { key: "B" value: "B" } }] }'
+    maps = 'input_map { key: "A" value: "A" } output_map { key: "B" value: "B" }'
+    step = f'ensemble_scheduling {{ step [{{ model_name: "step" model_version: -1 {maps} }}] }}'
     (ensemble / "config.pbtxt").write_text(config(more=f'platform: "ensemble" max_batch_size: 4 {step}'))
     with pytest.raises(UnpublishedCode, match="model 'step'"):
         await strict.load(folder)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flatshare.core.errors import InstanceGone
 from flatshare.telemetry.log import get_logger
-from flatshare.wire.template import MAX_MESSAGE_BYTES, Born, Ended, Order, Stillborn, parse, render
+from flatshare.wire.template import MAX_MESSAGE_BYTES, Born, Ended, Order, Stillborn, parse_report, render
 
 log = get_logger("control")
 _STATUS_WITHIN_S = 1.0  # the template reports an end at once, if it can
@@ -69,7 +69,7 @@ class TemplateProcess:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, self._log_path.open("ab") as log_file:
             self._process = subprocess.Popen(
-                self._command, stdin=theirs, stdout=log_file, stderr=subprocess.STDOUT, env=os.environ | self._environment,
+                self._command, stdin=theirs.fileno(), stdout=log_file, stderr=subprocess.STDOUT, env=os.environ | self._environment,
                 start_new_session=True,  # Ctrl-C in our terminal is ours: we drain first, then tell the instances
             )  # fmt: skip
         ours.setblocking(False)
@@ -123,12 +123,12 @@ class TemplateProcess:
         if not data:
             self._died()
             return
-        match parse(data):
-            case Born(number, pid):
+        match parse_report(data):
+            case Born(number=number, pid=pid):
                 self._adopt(number, Child(pid, descriptors[0]))
-            case Stillborn(number, reason):
+            case Stillborn(number=number, reason=reason):
                 self._settle(number, InstanceGone(reason))
-            case Ended(pid, status):
+            case Ended(pid=pid, status=status):
                 self._end(pid, status)
 
     def _adopt(self, number: int, child: Child) -> None:
@@ -139,14 +139,13 @@ class TemplateProcess:
     def _settle(self, number: int, outcome: Child | InstanceGone) -> None:
         """A child that nobody waits for any more is ended."""
         born = self._orders.get(number)
-        is_awaited = born is not None and not born.done()
-        if isinstance(outcome, InstanceGone):
-            if is_awaited:
-                born.set_exception(outcome)
-        elif is_awaited:
+        if born is None or born.done():
+            if isinstance(outcome, Child):
+                outcome.send(signal.SIGKILL)
+        elif isinstance(outcome, Child):
             born.set_result(outcome)
         else:
-            outcome.send(signal.SIGKILL)
+            born.set_exception(outcome)
 
     def _notice_end(self, child: Child) -> None:
         """From the kernel. Who can say how it ended is about to, if anybody."""

@@ -180,7 +180,9 @@ class WorkerPool:
 
     def _check(self, model: Model) -> None:
         """Before each load and each request, so that what was revoked runs no more. Raises Quarantined or UnpublishedCode."""
-        if self._published is not None and model.place.config.backend == "python":
+        place = model.place
+        brings_code = place.config.backend == "python" or place.python is not None  # an interpreter of its own runs for any backend
+        if self._published is not None and brings_code:
             self._published.require(model.place.unit.code, model.place.unit.model)
         history = self._histories.get(model.place.identity)
         if history is None or history.quarantine is None:

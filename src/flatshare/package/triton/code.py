@@ -37,7 +37,7 @@ def code_digest(model: Path, version: int, backend: str, environment: Digest | N
 
 
 def python_code(folder: Path) -> tuple[ModelCode, ...]:
-    """The code versions of an artifact's Python models, as an instance will know them; none if it holds no such model.
+    """The code versions of an artifact's models that bring code, as an instance will know them; none if it holds no such model.
 
     Raises BadPackage or UnsupportedModel for a repository that could not be served.
     """
@@ -47,8 +47,8 @@ def python_code(folder: Path) -> tuple[ModelCode, ...]:
     for name, model in read_repository(folder, StoreLimits()).models.items():
         archive = environment_file(model.folder, model.config.parameters.get(PARAMETER, ""))
         environment = None if archive is None else Digest(_sha256(archive))
-        if model.config.backend == "python":
-            found += [ModelCode(name, v, code_digest(model.folder, v, "python", environment)) for v in model.versions]
+        if model.config.backend == "python" or environment is not None:  # an environment brings an interpreter, whatever the backend
+            found += [ModelCode(name, v, code_digest(model.folder, v, model.config.backend, environment)) for v in model.versions]
     return tuple(found)
 
 
