@@ -1,4 +1,4 @@
-"""Llama-shaped causal models as one generated graph, for prompts and for steps (Touvron et al., 2023).
+"""Llama-shaped causal models as a generated graph, for prompts and for steps (Touvron et al., 2023).
 
 A prompt is one row of any length, behind what the cache has already; a step is one token for each of many rows.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from flatshare.package.graphs.builder import CONTRIB
-from flatshare.package.graphs.steps import GenerationGraphs, StepBuilder, pack
+from flatshare.package.graphs.steps import GenerationGraphs, Graphs, StepBuilder, pack
 
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 
@@ -38,7 +38,13 @@ class LlamaShape:
 @lru_cache(maxsize=8)
 def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     """input_ids int64 [rows, tokens] and a cache → logits of each row's last token."""
-    g = StepBuilder(is_compact=shape.is_compact, is_narrow=True)
+    single, several = _graph(shape, is_narrow=False), _graph(shape, is_narrow=True)
+    narrow = several.build("llama")
+    return GenerationGraphs(pack(Graphs(narrow, single.build("llama"), narrow)), tuple(single.weights.values()))
+
+
+def _graph(shape: LlamaShape, *, is_narrow: bool) -> StepBuilder:
+    g = StepBuilder(is_compact=shape.is_compact, is_narrow=is_narrow)
     g.input("input_ids", TensorProto.INT64, ["rows", "tokens"])
     g.input("last_positions", TensorProto.INT32, ["rows"])
     g.input("longest", TensorProto.INT32, [1])
@@ -52,7 +58,7 @@ def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
     g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits", is_fine=True)
     g.output("logits", ["rows", shape.vocabulary])
-    return GenerationGraphs(pack(g.build("llama"), b""), tuple(g.weights.values()))
+    return g
 
 
 def rotary_tables(shape: LlamaShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
