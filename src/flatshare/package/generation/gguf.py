@@ -18,7 +18,7 @@ from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, checked_template
 from flatshare.package.generation.compact import wants_compact
-from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec
+from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec, rotary_of
 from flatshare.package.tokenizer import canonical_tokenizer
 
 _KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
@@ -48,9 +48,10 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     if fields.get("general.architecture") != "llama":
         raise UnsupportedModel(f"{path.name} holds a model of architecture {fields.get('general.architecture')!r}: only 'llama' is served")
     config = _config(fields)
+    said = Config(config, path.name)
     sources = {_hf_name(tensor.name): _source(tensor, config) for tensor in reader.tensors}
     sources.pop("", None)
-    shape = llama_shape(Config(config, path.name), is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
+    shape = llama_shape(said, is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
     tokens = _list(fields, "tokenizer.ggml.tokens")
     ends = tuple(dict.fromkeys(v for name in ("eos", "eot") if type(v := fields.get(f"tokenizer.ggml.{name}_token_id")) is int))
     if not ends or not all(0 <= end < shape.vocabulary for end in ends):
@@ -64,7 +65,7 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     spec = llama_spec(shape, ends, checked_template(template) if isinstance(template, str) else None, named)
     content = folder.content("tokenizer.json") if folder.has("tokenizer.json") else _tokenizer(fields, tokens)
     tokenizer = canonical_tokenizer(content, vocabulary=shape.vocabulary, max_tokens=shape.positions)
-    return llama_checkpoint(shape, spec, sources, tokenizer, _notes(reader))
+    return llama_checkpoint(shape, spec, rotary_of(said, shape), sources, tokenizer, _notes(reader))
 
 
 def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,11 @@ def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
     config = {name: fields[f"llama.{key}"] for name, key in names.items() if f"llama.{key}" in fields}
     config["vocab_size"] = fields.get("llama.vocab_size", len(_list(fields, "tokenizer.ggml.tokens")))
     if fields.get("llama.rope.scaling.type", "none") != "none":
-        config["rope_scaling"] = {"rope_type": fields["llama.rope.scaling.type"]}
+        names = {"rope_type": "type", "factor": "factor", "original_max_position_embeddings": "original_context_length"}
+        scaling = {name: fields[key] for name, short in names.items() if (key := f"llama.rope.scaling.{short}") in fields}
+        config["rope_scaling"] = scaling | (
+            {"attention_factor": fields[key]} if (key := "llama.rope.scaling.attn_factor") in fields else {}
+        )
     return config
 
 

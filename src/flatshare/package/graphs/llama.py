@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from flatshare.package.graphs.builder import CONTRIB
@@ -29,10 +28,11 @@ class LlamaShape:
     intermediate: int
     positions: int
     epsilon: float
-    theta: float
     is_tied: bool
     has_bias: bool
     is_compact: bool = False
+    windows: tuple[int | None, ...] = ()
+    """Of each layer, how many tokens back it sees, itself included; None, or nothing given: all."""
 
 
 @lru_cache(maxsize=8)
@@ -59,13 +59,6 @@ def _graph(shape: LlamaShape, *, is_narrow: bool) -> StepBuilder:
     g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits", is_fine=True)
     g.output("logits", ["rows", shape.vocabulary])
     return g
-
-
-def rotary_tables(shape: LlamaShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines [positions, head_size / 2], computed in float32 as transformers does."""
-    frequencies = 1.0 / (np.float32(shape.theta) ** (np.arange(0, shape.head_size, 2, dtype=np.float32) / np.float32(shape.head_size)))
-    angles = np.arange(shape.positions, dtype=np.float32)[:, None] * frequencies.astype(np.float32)[None, :]
-    return np.cos(angles), np.sin(angles)
 
 
 def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -> tuple[str, str]:
@@ -99,5 +92,8 @@ def _attend(g: StepBuilder, shape: LlamaShape, layer: int, qkv: list[str]) -> st
     tables = [g.weight(table, shape.positions, shape.head_size // 2) for table in (COSINES, SINES)]
     inputs = [*qkv, *past, "last_positions", "longest", *tables]
     sizes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    window = shape.windows[layer] if shape.windows else None
+    if window is not None:
+        sizes["local_window_size"] = window
     unused = tuple(present)
     return g.node("GroupQueryAttention", inputs, f"attended.{layer}", domain=CONTRIB, unused=unused, do_rotary=1, **sizes)
