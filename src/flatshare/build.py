@@ -44,6 +44,9 @@ log = get_logger("server")
 DEFAULT_GRPC_PORT = 8001  # as Triton's
 KEYS_FILE = "keys.json"
 AUDIT_DIR = "audit"
+PUBLISHED_FILE = "published-code.json"
+PUBLISHED, ANY = "published", "any"
+"""Which Python code of models runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,12 @@ class ServeOptions:
     json_logs: bool
     changed_artifacts: str
     sharing: tuple[Path, SharingSettings] | None
+    model_code: str | None
+
+    @property
+    def runs_any_code(self) -> bool:
+        """Unless somebody says so, only where nobody is asked who they are."""
+        return (self.model_code or (ANY if self.auth == "none" else PUBLISHED)) == ANY
 
     @property
     def scheme(self) -> str:
@@ -116,7 +125,14 @@ def settings_for(options: ServeOptions) -> ServerSettings:
             log_dir=folder / "log",
             settings_path=options.sharing[0] if options.sharing else None,
         ),
-        security=SecuritySettings(options.auth, folder / KEYS_FILE, folder / AUDIT_DIR, options.tls_cert, options.tls_key),
+        security=SecuritySettings(
+            options.auth,
+            folder / KEYS_FILE,
+            folder / AUDIT_DIR,
+            published_code=None if options.runs_any_code else folder / PUBLISHED_FILE,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
+        ),
     )
 
 
@@ -227,7 +243,7 @@ def _control(settings: ServerSettings, house: _Gateway) -> Control:
     control = Control(
         settings.control,
         settings.fleet,
-        driver=LocalDriver(settings.fleet),
+        driver=LocalDriver(settings.fleet, published_code=settings.security.published_code),
         clock=SystemClock(),
         publish=house.publish,
         publish_releases=house.routes.versions.replace,

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,16 +25,23 @@ MODELS = 8
 
 @contextmanager
 def harmed(
-    data: Path, *, memory: str = "1GiB", settings: str = "", module: str = "tests.chaos.faulty_server", before: Sequence[str] = ()
+    data: Path,
+    *,
+    memory: str = "1GiB",
+    settings: str = "",
+    module: str = "tests.chaos.faulty_server",
+    before: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
     """A server over `data` whose models obey faulty_engine.py. `before` is put before its command."""
     data.mkdir(parents=True, exist_ok=True)
     (data / "settings.toml").write_text(settings)
-    arguments = ["serve", "--data", str(data), "--port", "0", "--memory", memory, "--workers", "2", "--json"]
+    arguments = ["serve", "--data", str(data), "--port", "0", "--memory", memory, "--workers", "2", "--json", *options]
     command = [*before, sys.executable, "-m", module, *arguments, "--settings", str(data / "settings.toml")]
-    environment = clean_environment({"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])})
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     with (data / "server.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment(paths | dict(environment or {})))
     with process:
         try:
             yield RunningServer(process, _first_json(process)["url"])
@@ -60,7 +67,7 @@ def instance_pids(endpoint: Endpoint) -> list[int]:
     found = []
     for pid in family(endpoint.server.process.pid)[1:]:
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b" ")
         except (FileNotFoundError, ProcessLookupError):
             continue
         if b"instance" in words and b"--socket" in words:
@@ -94,7 +101,7 @@ class Caller:
             status, body = self.call(name, text)
             if status == 200:
                 return body
-            assert status in {429, 503}, body
+            assert status in {429, 503, 530}, body  # 530: the store that the model lies in does not answer
             assert time.monotonic() < deadline_s, f"still {status} after {within_s} s: {body!r}"
 
 
@@ -124,3 +131,12 @@ def victim(tmp_path: Path, models: Path) -> Iterator[Endpoint]:
     settings = "[queue]\nmax_run_s = 3\n[memory]\nrecycle_share = 0.2\n"
     with harmed(tmp_path, settings=settings) as server:
         yield deploy(server, "victim", models)
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-import threading
 import time
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from flatshare.core.settings import InstanceSettings
 from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
 from flatshare.instance import process
-from flatshare.instance.backends.base import Backend, LoadedModel
+from flatshare.instance.backends.base import Backend, LoadedModel, StopSign
 from flatshare.instance.backends.mapped import MappedBackend
 
 _leaked: list[bytearray] = []
@@ -29,7 +28,7 @@ class FusedModel:
     def signature(self) -> Signature:
         return self._model.signature
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         command, _, amount = call.inputs["text"].texts()[0].partition(" ")
         if command == "SEGFAULT":
             ctypes.string_at(0)

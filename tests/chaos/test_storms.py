@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.chaos.conftest import MODELS, Caller, digests, harmed, in_parallel, instance_pids, require_balanced, target
+from tests.chaos.conftest import MODELS, Caller, digests, harmed, in_parallel, instance_pids, require_balanced, small_disk, target
 from tests.e2e.checkpoints import write_checkpoint
 from tests.e2e.servers import Endpoint, deploy, until
 
@@ -80,7 +80,7 @@ def test_a_full_disk_fails_what_is_new_and_nothing_else(tmp_path: Path, models: 
     data = tmp_path / "data"
     data.mkdir()
     write_checkpoint(models / "huge/m", 77, rows=60_000)
-    with _small_disk(data, megabytes=6), harmed(data) as server:
+    with small_disk(data, megabytes=6), harmed(data) as server:
         endpoint = deploy(server, "small", models)
         before, caller = digests(endpoint), Caller(endpoint)
         status, body = caller.call("huge/m")
@@ -164,15 +164,6 @@ def _vitals(endpoint: Endpoint) -> dict[str, int]:
 
 def _flatshare(*arguments: str) -> "subprocess.CompletedProcess[bytes]":
     return subprocess.run([sys.executable, "-m", "flatshare", *arguments], check=False, capture_output=True, timeout=60)
-
-
-@contextmanager
-def _small_disk(folder: Path, megabytes: int) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """`flatshare package` and `flatshare code`: a real instance tries what is packaged."""
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +56,35 @@ def test_weights_that_give_no_numbers_are_refused(flatshare: Flatshare, tmp_path
         (("acme/x", ".", "--layout", "encoder", "--set", "a=1"), 1, "has no variable a"),
         (("acme/x", ".", "--layout", "encoder", "--set", "a"), 2, "write it as NAME=VALUE"),
         (("acme/x",), 2, "--layout"),
+        (("--layout", "encoder"), 2, "name a MODEL as TENANT/NAME, or give --batch"),
     ],
 )
 def test_what_is_wrong_is_said(flatshare: Flatshare, arguments: tuple[str, ...], status: int, sentence: str) -> None:
     run = flatshare("package", *arguments)
     assert (run.status, sentence in run.said) == (status, True), run.said
+
+
+def test_a_batch_of_packages_makes_the_list_that_deploy_takes(flatshare: Flatshare, tmp_path: Path) -> None:
+    base = write_checkpoint(tmp_path / "base", 1)
+    (tmp_path / "models.csv").write_text("model,source\nacme/one,base\nacme/two,nowhere\n")
+    run = flatshare("package", "--batch", "models.csv", "--layout", "encoder", "--form", "packs", "--trunk", str(base), "--out", "made")
+    assert run.status == 1
+    assert "acme/two: layout encoder, file 0: the source" in run.said
+    assert "1 of 2 packaged: flatshare deploy --batch made/packages.csv" in run.said
+    assert (tmp_path / "made/packages.csv").read_text() == "package\nacme-one.package\n"
+
+
+def test_a_disk_without_room_is_said_and_no_package_is_left(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "source", 1, rows=4096)
+    command = [sys.executable, "-m", "flatshare", "package", "acme/embedding", str(checkpoint), "--layout", "encoder"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit)  # one thread
+    assert done.returncode == 1
+    assert "there is no room for the package" in " ".join(done.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_layouts_are_listed_with_what_they_take(flatshare: Flatshare) -> None:

@@ -13,6 +13,52 @@ DOUBLE = """
 """
 
 
+MIXED = """
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [self.answer(*(tensor.as_numpy() for tensor in request.inputs())) for request in requests]
+
+        def answer(self, values, texts):
+            doubled = pb_utils.Tensor("doubled", values * 2)
+            shouted = pb_utils.Tensor("shouted", np.array([text.upper() for text in texts.reshape(-1)], object).reshape(texts.shape))
+            return pb_utils.InferenceResponse([doubled, shouted])
+"""
+"""Numbers and texts."""
+MIXED_CONFIG = """
+backend: "python"
+max_batch_size: 4
+input [ { name: "values" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "texts" data_type: TYPE_STRING dims: [ 1 ] } ]
+output [ { name: "doubled" data_type: TYPE_FP32 dims: [ -1 ] }, { name: "shouted" data_type: TYPE_STRING dims: [ 1 ] } ]
+"""
+
+COUNTER = """
+    import json
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            for request in requests:
+                sender, count = request.get_response_sender(), int(request.inputs()[0].as_numpy()[0])
+                for number in range(abs(count)):
+                    values, text = np.array([number], np.int32), np.array([b"%d \\xff" % number], object)
+                    sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("number", values), pb_utils.Tensor("text", text)]))
+                if count < 0:
+                    sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("below zero")))
+                sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+"""Decoupled: counts up to what it is given; a number below zero ends in an error."""
+COUNTER_CONFIG = """
+backend: "python"
+input [ { name: "count" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+model_transaction_policy { decoupled: true }
+"""
+
+
 def config(*, inputs: str = "A TYPE_FP32 -1", outputs: str = "B TYPE_FP32 -1", more: str = 'backend: "python" max_batch_size: 4') -> str:
     """`inputs` and `outputs` as `NAME TYPE dims`, several by commas."""
     lines = [more]
@@ -23,9 +69,9 @@ def config(*, inputs: str = "A TYPE_FP32 -1", outputs: str = "B TYPE_FP32 -1", m
     return "\n".join(lines)
 
 
-def write_model(folder: Path, code: str = DOUBLE, settings: str | None = None, version: int = 1) -> Path:
+def write_model(folder: Path, code: str = DOUBLE, settings: str | None = None, version: int = 1, *, name: str = "") -> Path:
     """One Python model in a repository of its own: `folder` holds the model's folder, named like it."""
-    model = folder / folder.name
+    model = folder / (name or folder.name)
     (model / str(version)).mkdir(parents=True)
     (model / "config.pbtxt").write_text(config() if settings is None else settings)
     (model / str(version) / "model.py").write_text(dedent(code))

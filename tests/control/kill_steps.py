@@ -171,6 +171,26 @@ async def update_to_what_fails(house: House) -> None:
     await house.call("UpdateEndpoint", EndpointName="e", EndpointConfigName="failing")
 
 
+async def canary(house: House) -> None:
+    await shift(house, {"Type": "CANARY", "CanarySize": {"Type": "INSTANCE_COUNT", "Value": 1}, "WaitIntervalInSeconds": 0})
+
+
+async def linear_to_what_fails(house: House) -> None:
+    size = {"Type": "CAPACITY_PERCENT", "Value": 50}
+    await shift(house, {"Type": "LINEAR", "LinearStepSize": size, "WaitIntervalInSeconds": 0}, "failing")
+
+
+async def shift(house: House, routing: dict[str, Any], config: str = "next") -> None:
+    policy = {"BlueGreenUpdatePolicy": {"TrafficRoutingConfiguration": routing}}
+    await house.call("UpdateEndpoint", EndpointName="e", EndpointConfigName=config, DeploymentConfig=policy)
+
+
+async def roll(house: House) -> None:
+    size = {"Type": "CAPACITY_PERCENT", "Value": 50}
+    policy = {"RollingUpdatePolicy": {"MaximumBatchSize": size, "WaitIntervalInSeconds": 0}}
+    await house.call("UpdateEndpoint", EndpointName="e", EndpointConfigName="next", DeploymentConfig=policy)
+
+
 async def scale(house: House) -> None:
     change = {"VariantName": "v", "DesiredInstanceCount": 3, "DesiredWeight": 5.0}
     await house.call("UpdateEndpointWeightsAndCapacities", EndpointName="e", DesiredWeightsAndCapacities=[change])
@@ -188,6 +208,9 @@ OPERATIONS: dict[str, Callable[[House], Awaitable[None]]] = {
     "create": create,
     "update": update,
     "update_to_what_fails": update_to_what_fails,
+    "canary": canary,
+    "linear_to_what_fails": linear_to_what_fails,
+    "roll": roll,
     "scale": scale,
     "delete": delete,
 }

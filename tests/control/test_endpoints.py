@@ -275,6 +275,11 @@ def rolling(percent: int) -> dict[str, Any]:
     return {"RollingUpdatePolicy": {"MaximumBatchSize": size, "WaitIntervalInSeconds": 0}}
 
 
+SLOW = {
+    "RollingUpdatePolicy": rolling(25)["RollingUpdatePolicy"] | {"WaitIntervalInSeconds": 150, "MaximumExecutionTimeoutInSeconds": 600},
+}
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -282,7 +287,6 @@ def rolling(percent: int) -> dict[str, Any]:
         blue_green("CANARY", CanarySize=STEP),
         blue_green("LINEAR", LinearStepSize=STEP),
         rolling(50),
-        blue_green("ALL_AT_ONCE") | ALARMS,
     ],
 )
 def test_a_deployment_configuration_is_kept_told_and_may_be_retained(sagemaker: Any, config: dict[str, Any]) -> None:
@@ -304,6 +308,8 @@ def test_a_deployment_configuration_is_kept_told_and_may_be_retained(sagemaker: 
         (blue_green("LINEAR", LinearStepSize=STEP | {"Value": 9}), "LinearStepSize of 9 CAPACITY_PERCENT must be between 10 and 50"),
         (rolling(4), "MaximumBatchSize of 4 CAPACITY_PERCENT must be between 5 and 50"),
         (blue_green("ALL_AT_ONCE") | rolling(50), "give one of them"),
+        (blue_green("ALL_AT_ONCE") | ALARMS, "flatshare has no CloudWatch alarms yet"),
+        (SLOW, "must be more than all waits together, which are 600 s"),
         ({"AutoRollbackConfiguration": {"Alarms": [{"AlarmName": "a"}] * 11}}, "Member must have length less than or equal to 10"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from flatshare.bench.server import RunningServer
 from tests.e2e.checkpoints import write_checkpoint
 from tests.e2e.servers import clean_environment, serving
+from tests.package.tuned import write_trunk_checkpoint, write_tuned
 from tests.release.moto_server import running_moto
 
 PAGE = Path(__file__).parents[2] / "docs/deploying.md"
@@ -37,6 +38,10 @@ def folder(tmp_path: Path) -> Path:
     """Where the reader stands."""
     for seed, name in enumerate(("may/query", "may/document", "june/query", "june/document")):
         write_checkpoint(tmp_path / name, 9000 + seed)
+    base = write_trunk_checkpoint(tmp_path / "base")
+    for seed, name in enumerate(("faq", "news")):
+        write_tuned(tmp_path / "tuned" / name, base, seed)
+    (tmp_path / "models.csv").write_text("model,source\nacme/faq,tuned/faq\nacme/news,tuned/news\n")
     return tmp_path
 
 
@@ -85,5 +90,17 @@ def test_the_walk_through_is_what_happens(
 
 def test_the_page_shows_every_step() -> None:
     commands = " ".join(command for kind, block in BLOCKS if kind == "console" for command, _ in _commands(block))
-    for step in ("package", "deploy", "--dry-run", "--canary", "promote", "rollback", "retire", "history", "--target aws"):
+    for step in (
+        "package",
+        "deploy",
+        "--dry-run",
+        "--canary",
+        "promote",
+        "rollback",
+        "retire",
+        "history",
+        "--trunk",
+        "--batch",
+        "--target aws",
+    ):
         assert step in commands

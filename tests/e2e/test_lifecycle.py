@@ -48,7 +48,7 @@ def test_a_restart_keeps_endpoints_and_imported_models(folder: Path, tmp_path: P
         for seed in range(MODELS):
             answer = endpoint.require_right(f"m{seed}")
             assert answer.digest == digests[seed]
-        assert len(second.pids()) == 2, "an import process was started, though nothing was to import"
+        assert len(second.pids()) == 3, "beside server, template and instance an import process was started, though nothing was to import"
     assert packs
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.pack")} == packs
 
@@ -85,7 +85,7 @@ def _instance_pids(endpoint: Endpoint) -> dict[str, int]:
     for pid in family(endpoint.server.process.pid)[1:]:
         words = []
         with suppress(FileNotFoundError, ProcessLookupError):  # one that has just ended
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split(" ")
         if "--id" in words and words[words.index("--id") + 1] in ids:
             found[words[words.index("--id") + 1]] = pid
     return found
@@ -108,6 +108,17 @@ def test_with_two_instances_the_death_of_one_costs_no_request(folder: Path, tmp_
         assert set(statuses) == {200}
         for seed in range(MODELS):
             endpoint.require_right(f"m{seed}")
+
+
+def test_a_restarted_instance_has_its_models_before_its_first_call(folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        endpoint = deploy(server, "warm", folder)
+        for seed in range(MODELS):
+            endpoint.require_right(f"m{seed}")
+        [(ended, pid)] = _instance_pids(endpoint).items()
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: bool(set(_instance_pids(endpoint)) - {ended}))
+        assert [seed for seed in range(MODELS) if endpoint.require_right(f"m{seed}").is_cold] == []
 
 
 def test_with_one_instance_its_death_is_told_and_it_is_replaced(folder: Path, tmp_path: Path) -> None:

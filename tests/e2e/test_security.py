@@ -112,6 +112,24 @@ def test_a_key_that_may_everything_deploys_and_calls(house: House) -> None:
     assert [e["EndpointName"] for e in sagemaker.list_endpoints()["Endpoints"]] == ["embeddings"]
 
 
+def test_a_key_that_calls_too_often_is_throttled_on_every_road(house: House) -> None:
+    slow = house.keys.create("slow", (Grant(("*",)),), 0, rate_rps=0.001)
+    until(lambda: _list_status(house, slow) != "UnrecognizedClientException")  # which took its one call
+    assert _list_status(house, slow) == "ThrottlingException"
+    bearer = {"Authorization": f"Bearer {slow.principal.key_id}.{slow.secret}"}
+    assert [house.plain("GET", path, bearer).status for path in ("/metrics", "/v2/models/embeddings/ready")] == [429, 429]
+    assert failure_of(partial(house.invoke, slow)).code == "ThrottlingException"
+    assert house.invoke(house.tenant, MINE)["Body"].read()
+
+
+def _list_status(house: House, key: AccessKey) -> str:
+    try:
+        house.client("sagemaker", key).list_models()
+    except ClientError as error:
+        return str(error.response["Error"]["Code"])
+    return "ok"
+
+
 def test_a_tenants_key_reaches_its_models_and_no_others(house: House) -> None:
     assert house.invoke(house.tenant, MINE)["Body"].read()
     for target in (THEIRS, "nobody/at-all", "", f"x/{MINE}"):

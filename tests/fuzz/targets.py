@@ -29,6 +29,7 @@ from flatshare.wire.aws_json import sagemaker_codec
 from flatshare.wire.aws_services import cloudwatch_cbor_codec, cloudwatch_query_codec
 from flatshare.wire.http import Reply, Request
 from tests.checkpoints import CONFIG, MODULES, random_weights, safetensors, tokenizer_json
+from tests.fuzz import models
 from tests.wire.requests import SECRET, signed
 
 _CLOUDWATCH = ("PutMetricData", "GetMetricData")
@@ -258,6 +259,10 @@ TARGETS = {
         ],
         _vocabulary,
     ),
+    "gRPC messages": Target(models.grpc_seeds(), models.grpc_messages),
+    "Triton configs": Target(models.CONFIG_SEEDS, models.triton_configs),
+    "Triton repositories": Target(models.REPOSITORY_SEEDS, models.triton_repositories),
+    "ONNX graphs": Target(models.onnx_seeds(), models.onnx_graphs),
 }
 
 

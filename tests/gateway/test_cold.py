@@ -12,9 +12,9 @@ def test_only_calls_that_waited_are_listed_with_why() -> None:
     cold.note(ENDPOINT, TargetModel("a"), 0.0)
     cold.note(ENDPOINT, TargetModel("a"), 0.25)
     cold.note(ENDPOINT, TargetModel("b"), 0.0)
-    cold.note(ENDPOINT, TargetModel("b"), 0.125)
+    cold.note(ENDPOINT, TargetModel("b"), 0.125, "unloaded")
     found = [(one["target"], one["waited_ms"], one["why"].split()[0]) for one in cold.report()]
-    assert found == [("a", 500.0, "first"), ("a", 250.0, "evicted"), ("b", 125.0, "evicted")]
+    assert found == [("a", 500.0, "first"), ("a", 250.0, "evicted"), ("b", 125.0, "unloaded")]
 
 
 def test_the_oldest_go_beyond_the_bound() -> None:

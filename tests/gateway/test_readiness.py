@@ -1,6 +1,7 @@
 """Alive is one question, ready for callers another."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -77,3 +78,18 @@ async def test_calls_wait_for_the_start_and_hear_of_a_stop_before_it() -> None:
     await asyncio.wait_for(waiting, 10)
     with pytest.raises(InstanceGone, match="the server stops"):
         await asyncio.wait_for(refused, 10)
+
+
+async def test_a_server_that_stands_by_is_not_ready_and_brings_endpoints_back_when_it_takes_over() -> None:
+    readiness = Readiness()
+    readiness.start((A,), replace(routes(a=0), stands_by=True), give_up_s=0.01)
+    await asyncio.sleep(0.03)  # giving up on endpoints makes nobody a leader
+    assert not _is_ready(readiness)
+    assert readiness.reason.startswith("the server stands by")
+    readiness.look(replace(routes(a=0, b=0), stands_by=True))
+    readiness.look(routes(a=0, b=0))
+    assert readiness.reason == "endpoints are on their way back: a, b"
+    readiness.look(routes(a=1, b=1))
+    assert _is_ready(readiness)
+    readiness.look(replace(routes(a=0, b=0), stands_by=True))
+    assert not _is_ready(readiness)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import UnknownTarget
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, ModelKey, TensorDigest, model_key
@@ -52,6 +52,9 @@ class FakeFinder:
     searches: int = 0
     in_use: frozenset[ModelDigest] = frozenset()
     footprints: dict[ModelDigest, int] = field(default_factory=dict)
+    urgencies: list[Urgency] = field(default_factory=list)
+    sources: list[ModelSource] = field(default_factory=list)
+    hastened: list[ModelSource] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -59,8 +62,10 @@ class FakeFinder:
     def put(self, name: str, size: int = 1_000, *, graph: str = "g", shared: dict[str, int] | None = None) -> None:
         self.models[name] = stored_model(name, {f"weights of {name}": size, **(shared or {})}, graph=graph)
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
         self.searches += 1
+        self.urgencies.append(urgency)
+        self.sources.append(source)
         self.in_use = in_use
         await self.gate.wait()
         await self.require(source)
@@ -73,6 +78,9 @@ class FakeFinder:
             raise self.failures[name]
         if name not in self.models:
             raise UnknownTarget(f"nothing lies at {source.uri}")
+
+    def hasten(self, source: ModelSource) -> None:
+        self.hastened.append(source)
 
     async def known(self, source: ModelSource) -> StoredModel | None:
         return self.models.get(source.uri.rsplit("/", 1)[1])
@@ -98,6 +106,17 @@ class Flat:
             self.clock.advance(1)
             async with self.cache.lease(key_of(name), source(name)):
                 pass
+
+    async def use_by(self, name: str, within_s: float) -> None:
+        """One request with a deadline."""
+        async with self.cache.lease(key_of(name), source(name), asyncio.get_running_loop().time() + within_s):
+            pass
+
+    async def slow_load(self, name: str, took_s: float) -> None:
+        """Unload it, and let its loads be known to take so long."""
+        await self.cache.unload(key_of(name))
+        for _ in range(40):
+            self.cache.demand.loaded(key_of(name), took_s)
 
     @property
     def resident(self) -> set[str]:
@@ -142,6 +161,8 @@ def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         "test_cache",
         "test_cache_sharing",
         "test_hot",
+        "test_prefetch",
+        "test_scrub",
         "test_sharing",
         "test_watch",
     }:

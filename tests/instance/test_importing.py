@@ -4,19 +4,19 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.instance import importing, process
 from flatshare.instance.finding import ModelFinder
-from flatshare.instance.importing import import_artifact
+from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
 
@@ -39,7 +39,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, *, disk_bytes: int = DISK, in_use: frozenset[ModelDigest] = NOBODY) -> ModelDigest:
-    return import_artifact(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use)
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use)).digest
 
 
 def refuse_imports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ class TestWorker:
     def test_an_artifact_outside_of_its_prefix_is_unknown(self, store: TensorStore, models: Path) -> None:
         folder = write_checkpoint(models / "a")
         with pytest.raises(UnknownTarget):
-            import_artifact(store.folder, uri_of(folder), f"file://{models}/b/", DISK, NOBODY)
+            import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{models}/b/", DISK, NOBODY))
 
 
 class TestDisk:
@@ -98,6 +98,19 @@ class TestDisk:
         with pytest.raises(DiskFull, match="raise --disk"):
             bring(store, write_checkpoint(models / "b", seed=2), disk_bytes=store.catalog.disk_bytes() + 10, in_use=frozenset({first}))
         assert kept(store) == {first}
+
+    async def test_what_leaves_the_disk_for_another_is_noted_with_the_reason(self, store: TensorStore, models: Path) -> None:
+        old, new = (write_checkpoint(models / name, seed=seed) for seed, name in enumerate(("old", "new")))
+        bring(store, old)
+        noted: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(2) as threads:
+            budget = store.catalog.disk_bytes() + 15_000
+            finder = ModelFinder(store, threads, budget, note=lambda uri, reason: noted.append((uri, reason)))
+            try:
+                await finder.find(source(new), NOBODY)
+            finally:
+                finder.close()
+        assert noted == [(uri_of(old), f"sent off the disk, where it was worth least per byte, for {uri_of(new)}")]
 
     async def test_a_load_counts_as_use(self, store: TensorStore, models: Path) -> None:
         digest = bring(store, write_checkpoint(models / "a"))
@@ -152,7 +165,7 @@ class TestRefusals:
 
 async def find_again(store: TensorStore, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of the error, from memory: no process is started for it."""
-    monkeypatch.setattr("flatshare.instance.finding.ProcessPoolExecutor", lambda *_, **__: pytest.fail("imported again"))
+    monkeypatch.setattr("flatshare.instance.importers.ProcessPoolExecutor", lambda *_, **__: pytest.fail("imported again"))
     async with finder_of(store) as finder:
         with pytest.raises(BadPackage) as caught:
             await finder.find(source(folder), NOBODY)
@@ -174,8 +187,8 @@ class TestProcess:
                 async with asyncio.timeout(20):
                     while not (store.incoming_dir / model_key(uri_of(folder))).exists():  # noqa: ASYNC110  (another process makes it)
                         await asyncio.sleep(0.01)
-                assert finder._pool is not None
-                os.kill(next(iter(finder._pool._processes)), signal.SIGKILL)
+                [pid] = finder.importers.pids()
+                os.kill(pid, signal.SIGKILL)
                 with pytest.raises(StoreUnavailable, match="died"):
                     await finding
             found = await finder.find(source(folder), NOBODY)
@@ -186,6 +199,63 @@ class TestProcess:
         async with finder_of(store) as finder:
             found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
         assert len({stored.manifest.digest for stored in found}) == 4
+
+
+@pytest.mark.slow
+class TestAhead:
+    async def test_what_is_waited_for_does_not_queue_behind_what_is_fetched_ahead(self, store: TensorStore, models: Path) -> None:
+        ahead, wanted = (write_checkpoint(models / name, seed=seed) for seed, name in enumerate(("ahead", "wanted")))
+        async with finder_of(store) as finder:
+            with held(store.incoming_dir / f"{model_key(uri_of(ahead))}.lock"):  # the import ahead stops at its beginning
+                slow = asyncio.create_task(finder.find(source(ahead), NOBODY, Urgency.AHEAD))
+                await until(lambda: bool(finder.importers.pids()))
+                await finder.find(source(wanted), NOBODY)
+                assert not slow.done()
+            await slow
+        assert len(kept(store)) == 2
+
+    async def test_what_somebody_waits_for_in_the_end_goes_on_among_the_others_that_are_waited_for(
+        self, store: TensorStore, models: Path
+    ) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder:
+            with held(store.folder / "import.lock"):
+                finding = asyncio.create_task(finder.find(source(folder), NOBODY, Urgency.AHEAD))
+                await until(lambda: bool(finder.importers.pids()))
+                [ahead] = finder.importers.pids()
+                finder.hasten(source(folder))
+                finder.hasten(source(folder))
+                await until(lambda: bool(finder.importers.pids()) and ahead not in finder.importers.pids())
+            found = await finding
+        assert found.manifest.digest in kept(store)
+
+    async def test_to_hasten_what_nobody_fetches_changes_nothing(self, store: TensorStore, models: Path) -> None:
+        async with finder_of(store) as finder:
+            finder.hasten(source(models / "a"))
+
+    async def test_a_find_ahead_that_is_called_off_ends_its_process(self, store: TensorStore, models: Path) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder:
+            with held(store.folder / "import.lock"):
+                finding = asyncio.create_task(finder.find(source(folder), NOBODY, Urgency.AHEAD))
+                await until(lambda: bool(finder.importers.pids()))
+                finding.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await finding
+                await until(lambda: not finder.importers.pids())
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    with path.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110  (other processes have no event here)
+            await asyncio.sleep(0.01)
 
 
 class TestRepair:

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from flatshare.core.errors import NeverFits, OutOfMemory, Overloaded, OverQuota
+from flatshare.core.errors import NeverFits, OutOfMemory, Overloaded, OverQuota, TooLate
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
 from flatshare.instance import loading as loading_module
@@ -155,6 +155,49 @@ class TestLoads:
                 await flat.use("c.0")
             flat.finder.gate.set()
             await asyncio.gather(*loading)
+
+    async def test_a_request_that_cannot_wait_for_its_load_is_refused_at_once_and_the_model_is_there_for_the_next(self) -> None:
+        async with sharing() as flat:
+            await flat.use("a.0")
+            await flat.slow_load("a.0", 3.0)
+            assert flat.resident == set()
+            with pytest.raises(TooLate, match=r"not in memory.*loaded for the next"):
+                await flat.use_by("a.0", 1.0)
+            await flat.until(lambda: flat.resident == {"a.0"})
+            await flat.use_by("a.0", 1.0)
+
+    async def test_in_a_crowded_line_a_load_that_would_come_too_late_is_not_begun(self) -> None:
+        async with sharing(models=8, queue=QueueSettings(parallel_loads=1)) as flat:
+            await flat.use("a.0")
+            await flat.slow_load("a.0", 3.0)
+            flat.finder.gate.clear()
+            others = [asyncio.create_task(flat.use(name)) for name in ("b.0", "b.1")]
+            await flat.until(lambda: flat.finder.searches == 3)
+            with pytest.raises(TooLate, match=r"other models are loaded first"):
+                await flat.use_by("a.0", 1.0)
+            flat.finder.gate.set()
+            await asyncio.gather(*others)
+            assert flat.resident == {"b.0", "b.1"}
+
+    async def test_a_rider_leaves_at_its_deadline_and_the_load_goes_on(self) -> None:
+        async with sharing() as flat:
+            flat.backend.gate.clear()
+            with pytest.raises(TooLate, match="still being loaded when the deadline passed"):
+                await flat.use_by("a.0", 0.05)
+            flat.backend.gate.set()
+            await flat.until(lambda: flat.resident == {"a.0"})
+
+    async def test_a_load_that_nobody_waits_for_any_more_gives_its_turn_to_others(self) -> None:
+        async with sharing(queue=QueueSettings(parallel_loads=1)) as flat:
+            flat.backend.gate.clear()
+            first, forsaken, last = (asyncio.create_task(flat.use(name)) for name in ("a.0", "a.1", "a.2"))
+            await flat.until(lambda: flat.finder.searches == 3)
+            forsaken.cancel()
+            await asyncio.wait([forsaken])
+            flat.backend.gate.set()
+            await asyncio.gather(first, last)
+            await flat.until(lambda: len(flat.entries("give_up")) == 1)
+            assert flat.resident == {"a.0", "a.2"}
 
 
 class TestFootprints:

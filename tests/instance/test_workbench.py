@@ -15,7 +15,7 @@ from flatshare.core.ids import Tenant
 from flatshare.core.settings import QueueSettings, SharingSettings, TenantSettings
 from flatshare.core.signature import Signature, Task
 from flatshare.core.tensor import Tensor
-from flatshare.instance.batching import likeness
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.workbench import Workbench
 from flatshare.policy import pace
@@ -230,18 +230,34 @@ class TestBatches:
         bench.close()
 
     async def test_while_another_tenant_is_about_a_shared_run_is_no_longer_than_a_short_one(self) -> None:
+        settings = SharingSettings(queue=QueueSettings(long_run_ms=20))
         for guest, runs_wanted in ((None, 1), (B, 4)):
-            model, bench, gate = Counting(), Workbench(1, waiting(100)), threading.Event()
+            model, bench, gate = Counting(), Workbench(1, settings), threading.Event()
             first = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(guest or A)))
             await until_running(bench)
             calls = [text_call(f"{number} is a number") for number in range(8)]
-            tickets = [replace(model.ticket(call), run_s=0.025) for call in calls]
+            tickets = [replace(model.ticket(call), run_s=0.01) for call in calls]
             runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=t)) for call, t in zip(calls, tickets, strict=True)]
             await until_waiting(bench, A, 8)
             gate.set()
             await asyncio.gather(first, *runs)
             assert model.runs == runs_wanted
             bench.close()
+
+    async def test_nobody_is_taken_along_who_would_make_another_miss_its_deadline(self) -> None:
+        settings = SharingSettings(queue=QueueSettings(long_run_ms=60_000))
+        model, bench, gate = Counting(), Workbench(1, settings), threading.Event()
+        first = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=0.0001)))
+        await until_running(bench)
+        deadline_s = time.monotonic() + 60
+        calls = [text_call(f"{number} is a number") for number in range(4)]
+        tickets = [replace(model.ticket(call), run_s=25.0, deadline_s=None if n else deadline_s) for n, call in enumerate(calls)]
+        runs = [asyncio.create_task(bench.run(partial(model.run, call), ticket=t)) for call, t in zip(calls, tickets, strict=True)]
+        await until_waiting(bench, A, 4)
+        gate.set()
+        await asyncio.gather(first, *runs)
+        assert model.runs == 2, "two take 50 of the 60 seconds that the first one has; the others have a run of their own"
+        bench.close()
 
     async def test_a_lone_caller_is_run_at_once_and_alone(self) -> None:
         model, bench = Counting(), Workbench(1, waiting(100))
@@ -260,7 +276,7 @@ class Counting:
         self.runs = 0
         self.texts: list[str] = []
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         texts = call.inputs["text"].texts()
         if any("bad" in text for text in texts):
             raise BadInput("a bad text")
@@ -270,9 +286,7 @@ class Counting:
         return InferResult((Tensor.of("embedding", np.array([lengths], np.float32).T),), {"tokens": lengths})
 
     def ticket(self, call: InferCall) -> Ticket:
-        alike = likeness(self.signature, call)
-        assert alike is not None
-        return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call, alike))
+        return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call))
 
 
 async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:

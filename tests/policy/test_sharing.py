@@ -55,14 +55,14 @@ class TestValue:
         both = evict.choose(residents, holders_of(residents), Shortage(0, 200), replace(VALUE, min_residency_s=5.0))
         assert both == ("old", "young")
 
-    def test_one_that_has_hardly_arrived_stays_for_three_times_its_load(self) -> None:
-        residents = [model("new", loaded_s=95.0, reload_s=2.0)]
-        assert evict.choose(residents, holders_of(residents), Shortage(0, 1), VALUE) is None
-        assert evict.choose(residents, holders_of(residents), Shortage(0, 1), replace(VALUE, now_s=101.0)) == ("new",)
+    def test_one_whose_load_took_a_third_of_its_stay_leaves_after_the_others(self) -> None:
+        residents = [model("new", loaded_s=95.0, reload_s=2.0), model("old", worth=9.0, loaded_s=0.0, reload_s=2.0)]
+        assert first_to_go(residents, VALUE) == "old"
+        assert first_to_go(residents, replace(VALUE, now_s=101.5)) == "new"
 
-    def test_who_waits_for_it_is_told_until_when(self) -> None:
+    def test_with_nobody_else_to_go_it_goes_and_a_cold_request_does_not_wait_for_its_birthday(self) -> None:
         admission = admit.decide(view(model("fresh", 400, loaded_s=95.0, reload_s=2.0), rules=Rules(VALUE)), need())
-        assert (admission.verdict, admission.wait_s) == (Verdict.WAIT, 1.0)
+        assert admission.verdict is Verdict.EVICT_FIRST
 
 
 class TestPins:

@@ -11,12 +11,12 @@ import pytest
 
 from flatshare.bench.server import RunningServer
 from flatshare.client import Models
-from flatshare.core.errors import BadPackage, CallFailed, FlatshareError, ReleaseConflict, StoreUnavailable
+from flatshare.core.errors import BadPackage, CallFailed, FlatshareError, ReleaseConflict, StoreUnavailable, UnknownTarget
 from flatshare.core.release import CanaryLimits, Promote, Retire, RollBack, VersionState
 from flatshare.package.build import Package, read_package
 from flatshare.release.deploying import Wish, deploy, difference
 from flatshare.release.retiring import remove_artifacts
-from flatshare.release.site import Site
+from flatshare.release.site import Site, flatshare_site
 from flatshare.store.shelf import Shelf
 from tests.e2e.checkpoints import TEXT, expected
 from tests.release.conftest import Packages
@@ -112,6 +112,15 @@ def test_a_package_that_was_altered_on_this_disk_is_not_deployed(site: Site, pac
     with pytest.raises(BadPackage, match="was altered"):
         deploy(site, read_package(copy), Wish())
     assert site.book.find("seven/embedding") is None
+
+
+def test_a_store_that_cannot_be_written_to_leaves_neither_endpoint_nor_version(server: RunningServer, packages: Packages) -> None:
+    package = packages("nowhere/embedding", 1)
+    site = flatshare_site(server.url, "file:///proc/flatshare")
+    with pytest.raises(UnknownTarget, match="choose another place, or mend its permissions"):
+        deploy(site, package, Wish(fleet="unwritable"))
+    assert site.book.find("nowhere/embedding") is None
+    assert server.sagemaker.list_endpoints(NameContains="unwritable")["Endpoints"] == []
 
 
 def test_a_version_on_hold_answers_only_those_who_name_it(server: RunningServer, site: Site, packages: Packages) -> None:

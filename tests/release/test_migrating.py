@@ -1,6 +1,7 @@
 """An existing multi-model deployment is made again here, from what SageMaker's own calls say of it (a mock of them)."""
 
 from pathlib import Path
+from typing import Any
 
 import boto3
 import orjson
@@ -11,6 +12,7 @@ from flatshare.core.errors import BadInput, BadPackage
 from flatshare.core.signature import Task
 from flatshare.release import migrating
 from tests.families import save_model
+from tests.writers import llama, save, t5
 
 pytestmark = pytest.mark.slow
 ROLE = "arn:aws:iam::123456789012:role/models"
@@ -40,7 +42,7 @@ def deployment(at_aws: str) -> str:
 
 def test_multi_model_endpoints_come_over_and_others_are_named(deployment: str, server: RunningServer, tmp_path: Path) -> None:
     migrating.save(migrating.describe_all(boto3.client("sagemaker")), tmp_path / "found.json")
-    found = migrating.load(tmp_path / "found.json")
+    found = migrating.load([tmp_path / "found.json"])
     for _ in range(2):  # a second time changes nothing
         moved = {one.endpoint: one for one in migrating.recreate(found, server.sagemaker, instance_count=1)}
         assert moved["many"].prefixes == (deployment,)
@@ -50,6 +52,27 @@ def test_multi_model_endpoints_come_over_and_others_are_named(deployment: str, s
     assert described["ProductionVariants"][0]["DesiredInstanceCount"] == 1
     container = server.sagemaker.describe_model(ModelName="many-model")["PrimaryContainer"]
     assert (container["ModelDataUrl"], container["Environment"]) == (deployment, {"A": "b"})
+
+
+def test_the_aws_clis_descriptions_are_read_too(deployment: str, tmp_path: Path) -> None:
+    sagemaker = boto3.client("sagemaker")
+    described = {
+        "endpoint": sagemaker.describe_endpoint(EndpointName="many"),
+        "config": sagemaker.describe_endpoint_config(EndpointConfigName="many-config"),
+        "model": sagemaker.describe_model(ModelName="many-model"),
+    }
+    for name, fields in described.items():
+        (tmp_path / f"{name}.json").write_bytes(orjson.dumps(fields, default=str))
+    found = migrating.load(tmp_path / f"{name}.json" for name in described)
+    assert found.models["many-model"]["PrimaryContainer"]["ModelDataUrl"] == deployment
+    for name, sentence in (("config", "configuration 'many-config' of endpoint 'many' is missing"), ("model", "model 'many-model'")):
+        with pytest.raises(BadInput, match=sentence):
+            migrating.load(tmp_path / f"{other}.json" for other in described if other != name)
+
+
+@pytest.mark.parametrize(("model", "layout"), [(t5(1), "autocomplete"), (llama(1), "drafting")])
+def test_models_that_write_have_their_layouts(tmp_path: Path, model: Any, layout: str) -> None:
+    assert migrating.layout_for(save(model, tmp_path / "model")) == layout
 
 
 @pytest.mark.parametrize(("task", "layout"), [(Task.EMBEDDING, "encoder"), (Task.CLASSIFICATION, "classifier"), (Task.RANKING, "ranker")])
@@ -66,4 +89,4 @@ def test_what_no_layout_ships_for_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("[]")
     with pytest.raises(BadInput, match="is not what 'flatshare import sagemaker --save' writes"):
-        migrating.load(tmp_path / "x.json")
+        migrating.load([tmp_path / "x.json"])

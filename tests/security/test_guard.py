@@ -12,6 +12,7 @@ from flatshare.core.errors import (
     BodyTooLarge,
     IncompleteSignature,
     MissingCredentials,
+    RateExceeded,
     RequestExpired,
     SignatureMismatch,
     UnknownKey,
@@ -175,3 +176,21 @@ class TestReplay:
         clock.advance(601)
         window.require_new("f" * 64)
         assert len(window) == 1
+
+
+def test_a_key_with_a_rate_makes_so_many_calls_a_second_on_all_roads_together(tmp_path: Path) -> None:
+    house = House(tmp_path, "bearer")
+    slow = house.file.create("slow", (Grant(("*",)),), 0, rate_rps=2.0)
+    house.clock.advance(1)  # the file is looked at again
+    token = f"{slow.principal.key_id}.{slow.secret}"
+    assert house.guard.authenticate(house.signed(key=slow), AWS) == slow.principal
+    assert house.guard.holder(token) == slow.principal
+    with pytest.raises(RateExceeded, match="Rate exceeded: the access key 'slow' may make 2 calls a second"):
+        house.guard.authenticate(house.bearing(f"Bearer {token}"), OURS)
+    assert house.guard.holder(house.token) == house.key.principal, "others are not held up"
+    with pytest.raises(UnknownKey):
+        house.guard.holder(f"{slow.principal.key_id}.wrong")
+    house.clock.advance(0.5)
+    assert house.guard.holder(token) == slow.principal
+    with pytest.raises(RateExceeded):
+        house.guard.holder(token)

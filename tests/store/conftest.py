@@ -127,17 +127,19 @@ class _ProxyHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         request = Seen(self.command, self.path, self.headers.get("Range"), self.headers.get("If-Match"))
         self.proxy.seen.append(request)
+        sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.proxy.before:
             self.proxy.before(request)
         if self.proxy.status:
             self._answer(self.proxy.status, [], b"")
             return
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy.server_port)) as server:
-            server.request(self.command, self.path, headers=dict(self.headers.items()))  # Host too: it is signed
+            server.request(self.command, self.path, sent or None, headers=dict(self.headers.items()))  # Host too: it is signed
             response = server.getresponse()
             self._answer(response.status, response.getheaders(), response.read())
 
     do_HEAD = do_GET  # noqa: N815 - the base class names it
+    do_PUT = do_GET  # noqa: N815 - the base class names it
 
     def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.send_response_only(status)

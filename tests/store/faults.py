@@ -38,6 +38,8 @@ class FaultyProxy:
     upstream_port: int
     script: list[Fault | None] = field(default_factory=list)
     ever: Fault | None = None
+    delay_s: float = 0.0
+    """Each answer begins so much later."""
     port: int = 0
     requests: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,6 +71,7 @@ class FaultyProxy:
             with self._lock:
                 self.requests += 1
                 fault = self.script.pop(0) if self.script else self.ever
+            self._is_over.wait(self.delay_s)
             if fault is not None and fault.status is not None:
                 caller.sendall(b"HTTP/1.1 %d Fault\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % fault.status)
                 return

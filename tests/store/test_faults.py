@@ -12,7 +12,7 @@ import pytest
 from flatshare.core.errors import StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
-from flatshare.store import remote, sources
+from flatshare.store import download, remote
 from flatshare.store.sources import fetch, probe
 from tests.store.conftest import BUCKET, KEY, S3, SECRET, tree_of
 from tests.store.faults import Fault, FaultyProxy, cut_after, refused, stalled_after
@@ -30,7 +30,7 @@ def proxy(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProx
     """The way to the server, with time-outs that a test can wait for; each is a twentieth of what is in force."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(sources, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(download, "_PIECE_BYTES", PIECE)
     limits = {"read_timeout": timedelta(seconds=READ_S), "connect_timeout": timedelta(seconds=5), "timeout": timedelta(seconds=10)}
     monkeypatch.setattr(remote, "_CLIENT", limits)
     backoff = {"init_backoff": timedelta(milliseconds=10), "max_backoff": timedelta(milliseconds=50), "base": 2}

@@ -27,7 +27,7 @@ from obstore.store import from_url
 from flatshare.core.errors import StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
-from flatshare.store import remote, sources
+from flatshare.store import download, remote
 from flatshare.store.sources import Artifact, fetch, probe
 from tests.store.conftest import tree_of
 from tests.store.test_sources import pack
@@ -142,7 +142,7 @@ def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cl
 
 
 def test_a_folder_comes_over_whole_and_once(cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_PIECE_BYTES", PIECE)
+    monkeypatch.setattr(download, "_PIECE_BYTES", PIECE)
     for name, body in {"config.json": b"{}", "deep/weights": BODY, "empty": b""}.items():
         cloud.put(f"folder/{name}", body)
     cloud.put("folder-of-another/config.json", b"x")

@@ -1,10 +1,12 @@
 """The OpenAI API's bodies."""
 
+from typing import Any
+
 import orjson
 import pytest
 
 from flatshare.core.errors import BadInput, Overloaded, UnknownTarget
-from flatshare.wire import openai
+from flatshare.wire import openai, openai_writing
 
 EMBED = {"model": "acme/embedding", "input": "x"}
 RERANK = {"model": "acme/ranking", "query": "x", "documents": ["a", {"text": "b"}]}
@@ -75,3 +77,62 @@ def test_documents_may_be_objects_and_the_best_are_kept() -> None:
 def test_errors_are_in_their_clients_form(error: Exception, status: int, kind: str) -> None:
     reply = openai.error_reply(error, "a sentence")
     assert (reply.status, orjson.loads(reply.body)["error"]["type"]) == (status, kind)
+
+
+COMPLETE = {"model": "acme/drafts", "prompt": "hello"}
+CHAT = {"model": "acme/drafts", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def _parsed(fields: dict[str, Any]) -> openai_writing.WritingCall:
+    parse = openai_writing.parse_chat if "messages" in fields else openai_writing.parse_completion
+    return parse(orjson.dumps(fields))
+
+
+def test_what_is_left_out_means_what_it_means_at_openai() -> None:
+    assert _parsed(COMPLETE).parameters == {"max_tokens": 16, "temperature": 1.0}
+    assert _parsed(CHAT).parameters == {"max_tokens": 256, "temperature": 1.0}
+    assert _parsed(COMPLETE | {"beams": 2}).parameters["temperature"] == 0
+    assert _parsed(CHAT | {"max_completion_tokens": 7}).parameters["max_tokens"] == 7
+
+
+def test_what_asks_for_nothing_is_taken() -> None:
+    nothing: dict[str, Any] = {
+        "logprobs": None,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "tools": [],
+        "echo": False,
+        "best_of": 1,
+        "user": "x",
+    }
+    assert _parsed(COMPLETE | nothing).parameters == _parsed(COMPLETE).parameters
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (COMPLETE | {"presence_penalty": 0.5}, "'presence_penalty' is not supported"),
+        (COMPLETE | {"logprobs": 3}, "'logprobs' is not supported"),
+        (CHAT | {"tools": [{"type": "function"}]}, "'tools' is not supported"),
+        (CHAT | {"response_format": {"type": "json_object"}}, "'response_format' is not supported"),
+        (CHAT | {"messages": []}, "at least one message"),
+        (CHAT | {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts of type text only"),
+        (COMPLETE | {"stream_options": {"x": 1}}, "include_usage only"),
+        (COMPLETE | {"typo": 1}, "'typo' is not supported here"),
+    ],
+)
+def test_a_writing_call_that_is_wrong_says_so(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        _parsed(fields)
+
+
+def test_a_message_in_parts_is_one_text() -> None:
+    parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    assert _parsed(CHAT | {"messages": [{"role": "user", "content": parts}]}).body == _parsed(CHAT).body
+
+
+def test_a_stream_that_fails_in_the_middle_is_an_event_that_clients_raise() -> None:
+    call = _parsed(COMPLETE | {"stream": True})
+    envelope, index_of = openai_writing.Envelope(call, "id", 0), openai_writing.Choices(call)
+    event = openai_writing.render_line(envelope, b'{"error": "no more memory", "type": "OutOfMemory"}', index_of)
+    assert orjson.loads(event.removeprefix(b"data: "))["error"]["message"] == "no more memory"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from flatshare.core.errors import BadInput
-from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
+from flatshare.core.settings import CacheSettings, DiskSettings, QueueSettings, SharingSettings, TenantSettings
 from flatshare.wire.settings_toml import parse
 
 EVERYTHING = """
@@ -22,6 +22,10 @@ tenant_pattern = '([^-]+)-'
 max_waiting = 10
 deadline_ms = 500
 batch_tokens = 0
+
+[disk]
+bandwidth = "100MiB"
+ahead_share = 0.5
 
 [tenants.acme]
 weight = 2
@@ -42,6 +46,7 @@ def test_every_kind_of_value_arrives() -> None:
     settings = parse(EVERYTHING)
     assert settings.memory == CacheSettings("value", "all-resident", ("acme/*",), 600.0, 1.5, 0.1, "([^-]+)-")
     assert settings.queue == QueueSettings(max_waiting=10, deadline_ms=500.0, batch_tokens=0)
+    assert settings.disk == DiskSettings(bandwidth_bytes=100 * 2**20, ahead_share=0.5)
     acme, default = settings.tenants.values()
     assert acme == TenantSettings(2.0, 200 * 2**20, 2**30, 5)
     assert (settings.tenant(next(iter(settings.tenants))), settings.tenant("other")) == (acme, default)  # type: ignore[arg-type]
@@ -65,6 +70,9 @@ def test_every_kind_of_value_arrives() -> None:
         ("[queue]\nmax_waiting = 1.5", "whole number"),
         ("[queue]\nmax_waiting = true", "whole number"),
         ("[queue]\nmax_waiting = -1", "above zero"),
+        ("[disk]\nbandwidth = 0", "above zero"),
+        ("[disk]\nahead_share = 1", "below 1"),
+        ("[disk]\nparallel_fetches = 0", "above zero"),
         ("[tenants]\nacme = 3", "must be a table"),
         ('[tenants.acme]\nfloor = "much"', "is not a size"),
         ('[tenants.acme]\nfloor = "2GiB"\nceiling = "1GiB"', "floor above its ceiling"),

@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,14 @@ from uuid import uuid4
 import numpy as np
 import orjson
 
+from flatshare.bench import memory_peers
+from flatshare.bench.memory_peers import NO_PEERS, Peers
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, running_server, start_server
 from flatshare.bench.slow_store import BUCKET, slow_store
 from flatshare.bench.story import Results, Steps, _after_unload, import_all
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
-from flatshare.bench.traffic import Answer, at_random_moments, flood
+from flatshare.bench.traffic import Pick, at_random_moments, flood
 from flatshare.client.deploy import EndpointPlan, ensure_endpoint
 
 TARGETS = {
@@ -26,6 +28,7 @@ AT_LEAST = {"overload_goodput_ratio": 0.95, "thrash_goodput_ratio": 1.5}
 ROOMY, HALF = "6GiB", "700MiB"
 _VICTIM_RPS, _FLOOD_CALLERS = 5.0, 16
 _DEADLINE_MS = 1_000.0
+_THRASH_RPS = 30.0
 _CGROUP = Path("/sys/fs/cgroup/memory")
 _GIB = 2**30
 
@@ -42,51 +45,76 @@ class Scale:
 QUICK = Scale(seconds=8.0, overload_s=10.0)
 
 
-def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
-    """Measure everything in `folder`, which should be on a local disk with 8 GB free."""
-    results, catalogue = Results(), tenants(scale.tenants)
-    prefix, data = folder / "models", folder / "data"
-    step = begin("writing checkpoints", len(catalogue))
-    for _ in write_tenants(base_checkpoint(), prefix, catalogue):
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What every part measures on."""
+
+    folder: Path
+    """On a local disk with 8 GB free."""
+    scale: Scale
+    catalogue: list[Tenant]
+    results: Results
+    begin: Steps
+    peers: Peers = NO_PEERS
+
+    @property
+    def prefix(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @contextmanager
+    def server(self) -> Iterator[RunningServer]:
+        """With room for all models, which are imported and in memory."""
+        with running_server(self.data, self.prefix, ROOMY) as server:
+            import_all(server, self.catalogue, self.begin)
+            yield server
+
+
+def run(folder: Path, scale: Scale, begin: Steps, only: Collection[str] = (), peers: Peers = NO_PEERS) -> dict[str, float]:
+    """Measure the parts named, or all, in `folder`; what comes back and what fits on `peers` too."""
+    ground = Ground(folder, scale, tenants(scale.tenants), Results(), begin, peers)
+    step = begin("writing checkpoints", len(ground.catalogue))
+    for _ in write_tenants(base_checkpoint(), ground.prefix, ground.catalogue):
         step()
-    with running_server(data, prefix, ROOMY) as server:
-        import_all(server, catalogue, begin)
-        _after_unload(server, catalogue, results, begin)
-    with running_server(data, prefix, ROOMY) as server:
-        import_all(server, catalogue, begin)
-        _neighbours(server, catalogue, scale, results, begin)
-        _overload(server, catalogue[:20], scale, results, begin)
-    with slow_store(prefix, 0.2) as environment:
-        _thrash(folder, catalogue, environment, scale, results, begin)
-    _in_one_gib(data, prefix, catalogue, results, begin)
-    return results.values
+    for name, part in PARTS.items():
+        if not only or name in only:
+            part(ground)
+    return ground.results.values
 
 
-def _neighbours(server: RunningServer, catalogue: list[Tenant], scale: Scale, results: Results, begin: Steps) -> None:
-    step = begin("a victim alone and beside floods", 4)
+def _unload(ground: Ground) -> None:
+    with ground.server() as server:
+        _after_unload(server, ground.catalogue, ground.results, ground.begin)
+
+
+def _neighbours(ground: Ground) -> None:
+    catalogue, results = ground.catalogue, ground.results
+    step = ground.begin("a victim alone and beside floods", 4)
     victim, others = catalogue[0].target, [tenant.target for tenant in catalogue[2:4]]  # one other tenant: query and document
+    with ground.server() as server:
+        alone = _victim_p99_ms(server, victim, ground.scale, step)
+        results.put("victim_alone_p99_ms", alone, 1)
+        with flood(server, others, callers=_FLOOD_CALLERS, tokens=30) as answers:
+            beside = _victim_p99_ms(server, victim, ground.scale, step)
+        service_ms = median([answer.model_ms for answer in answers])
+        results.put("victim_beside_flood_p99_ms", beside, 1)
+        results.put("flood_service_p50_ms", service_ms, 1)
+        results.put("flood_answers_per_s", len(answers) / ground.scale.seconds, 1)
+        results.put("neighbour_added_services", (beside - alone) / service_ms)
+        with flood(server, others, callers=_FLOOD_CALLERS, tokens=512):
+            results.put("victim_beside_long_flood_p99_ms", _victim_p99_ms(server, victim, ground.scale, step), 1)
+        with _loading_in_a_loop(server, catalogue[12:]) as loads:
+            results.put("neighbour_load_ratio", _victim_p99_ms(server, victim, ground.scale, step) / alone)
+        results.put("neighbour_loads_per_s", len(loads) / ground.scale.seconds, 1)
 
-    def asked() -> list[Answer]:
-        pick = lambda number: (victim, text_of(30, number))  # noqa: E731
-        return at_random_moments(server, pick, rate_rps=_VICTIM_RPS, seconds=scale.seconds, callers=8)
 
-    def p99_ms(answers: list[Answer]) -> float:
-        step()
-        return 1e3 * percentile([answer.took_s for answer in answers], 0.99)
-
-    alone = p99_ms(asked())
-    results.put("victim_alone_p99_ms", alone, 1)
-    with flood(server, others, callers=_FLOOD_CALLERS, tokens=30) as answers:
-        beside = p99_ms(asked())
-    service_ms = median([answer.model_ms for answer in answers])
-    results.put("victim_beside_flood_p99_ms", beside, 1)
-    results.put("flood_service_p50_ms", service_ms, 1)
-    results.put("neighbour_added_services", (beside - alone) / service_ms)
-    with flood(server, others, callers=_FLOOD_CALLERS, tokens=512):
-        results.put("victim_beside_long_flood_p99_ms", p99_ms(asked()), 1)
-    with _loading_in_a_loop(server, catalogue[12:]) as loads:
-        results.put("neighbour_load_ratio", p99_ms(asked()) / alone)
-    results.put("neighbour_loads_per_s", len(loads) / scale.seconds, 1)
+def _victim_p99_ms(server: RunningServer, victim: str, scale: Scale, step: Callable[[], None]) -> float:
+    answers = at_random_moments(server, lambda number: (victim, text_of(30, number)), rate_rps=_VICTIM_RPS, seconds=scale.seconds)
+    step()
+    return 1e3 * percentile([answer.took_s for answer in answers], 0.99)
 
 
 @contextmanager
@@ -115,53 +143,68 @@ def _loading_in_a_loop(server: RunningServer, catalogue: list[Tenant]) -> Iterat
         thread.join()
 
 
-def _overload(server: RunningServer, models: list[Tenant], scale: Scale, results: Results, begin: Steps) -> None:
-    step = begin("peak, and twice the peak", 2)
-    targets = [tenant.target for tenant in models]
-    with flood(server, targets, callers=_FLOOD_CALLERS, tokens=30) as answers:
-        threading.Event().wait(scale.seconds)
-    peak_rps = len(answers) / scale.seconds
-    step()
-    pick: Callable[[int], tuple[str, str]] = lambda number: (targets[number % len(targets)], text_of(30, number))  # noqa: E731
-    found = at_random_moments(server, pick, rate_rps=2 * peak_rps, seconds=scale.overload_s, callers=256, deadline_ms=_DEADLINE_MS)
-    good = sum(answer.status == 200 and 1e3 * answer.took_s <= _DEADLINE_MS for answer in found)
+def _overload(ground: Ground) -> None:
+    scale, results, step = ground.scale, ground.results, ground.begin("peak, and twice the peak", 2)
+    targets = [tenant.target for tenant in ground.catalogue[:20]]
+    with ground.server() as server:
+        with flood(server, targets, callers=_FLOOD_CALLERS, tokens=30) as answers:
+            threading.Event().wait(scale.seconds)
+        peak_rps = len(answers) / scale.seconds
+        step()
+        pick: Pick = lambda number: (targets[number % len(targets)], text_of(30, number))  # noqa: E731
+        found = at_random_moments(server, pick, rate_rps=2 * peak_rps, seconds=scale.overload_s, deadline_ms=_DEADLINE_MS)
+    good = sum(answer.is_in_time(_DEADLINE_MS) for answer in found)
     step()
     results.put("peak_rps", peak_rps, 1)
     results.put("overload_answers_in_time_per_s", good / scale.overload_s, 1)
+    results.put("overload_late_answers_share", sum(answer.status == 200 for answer in found) / max(1, good) - 1, 3)
+    refused = [1e3 * answer.took_s for answer in found if answer.status != 200]
+    results.put("overload_refusal_p50_ms", median(refused) if refused else 0.0)
     results.put("overload_goodput_ratio", good / scale.overload_s / peak_rps, 3)
 
 
-def _thrash(folder: Path, catalogue: list[Tenant], environment: dict[str, str], scale: Scale, results: Results, begin: Steps) -> None:
+def _thrash(ground: Ground) -> None:
     """Twice the budget, Zipf, and a store that takes 200 ms for each question: by value, and by plain LRU."""
-    step = begin("thrashing, by value and by LRU", 2)
+    step = ground.begin("thrashing, by value and by LRU", 2)
+    catalogue, results = ground.catalogue, ground.results
     order = np.random.default_rng(3).permutation(len(catalogue))
     weights = 1 / np.arange(1, len(catalogue) + 1)
     chosen = order[np.random.default_rng(5).choice(len(catalogue), size=100_000, p=weights / weights.sum())]
+    pick: Pick = lambda number: (catalogue[chosen[number]].target, text_of(30, number))  # noqa: E731
     good = {}
-    for policy in ("value", "lru"):
-        settings = folder / f"{policy}.toml"
-        settings.write_text(f'[memory]\norder = "{policy}"\n')
-        server = start_server(folder / "thrash", HALF, options=("--settings", str(settings)), environment=environment)
-        try:
-            ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"s3://{BUCKET}/"))
-            server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-            for tenant in catalogue:
-                server.invoke(tenant.target, "hello")
-            pick: Callable[[int], tuple[str, str]] = lambda number: (catalogue[chosen[number]].target, text_of(30, number))  # noqa: E731
-            found = at_random_moments(server, pick, rate_rps=30, seconds=2 * scale.seconds, callers=128, deadline_ms=_DEADLINE_MS)
-            good[policy] = sum(answer.status == 200 and 1e3 * answer.took_s <= _DEADLINE_MS for answer in found)
-            results.put(f"thrash_{policy}_loads", server.status()["decision_counts"].get("load", 0) - len(catalogue), 0)
-            results.put(f"thrash_{policy}_in_time_share", good[policy] / len(found), 3)
-        finally:
-            server.close()
-        step()
+    with slow_store(ground.prefix, 0.2) as environment:
+        for policy in ("value", "lru"):
+            with _thrashing(ground, policy, environment) as server:
+                before = server.status()["decision_counts"].get("load", 0)
+                seconds = 2 * ground.scale.seconds
+                found = at_random_moments(server, pick, rate_rps=_THRASH_RPS, seconds=seconds, deadline_ms=_DEADLINE_MS)
+                good[policy] = sum(answer.is_in_time(_DEADLINE_MS) for answer in found)
+                results.put(f"thrash_{policy}_loads", server.status()["decision_counts"].get("load", 0) - before, 0)
+                results.put(f"thrash_{policy}_in_time_share", good[policy] / len(found), 3)
+            step()
     results.put("thrash_goodput_ratio", good["value"] / max(1, good["lru"]), 3)
 
 
-def _in_one_gib(data: Path, prefix: Path, catalogue: list[Tenant], results: Results, begin: Steps) -> None:
+@contextmanager
+def _thrashing(ground: Ground, policy: str, environment: dict[str, str]) -> Iterator[RunningServer]:
+    """A server with half of the memory that the catalogue needs, which has seen each model once."""
+    settings = ground.folder / f"{policy}.toml"
+    settings.write_text(f'[memory]\norder = "{policy}"\n')
+    server = start_server(ground.folder / "thrash", HALF, options=("--settings", str(settings)), environment=environment)
+    try:
+        ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"s3://{BUCKET}/"))
+        server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+        for tenant in ground.catalogue:
+            server.invoke(tenant.target, "hello")
+        yield server
+    finally:
+        server.close()
+
+
+def _in_one_gib(ground: Ground) -> None:
     """How many tenants are resident and answer at most twice as slowly, at the 99th percentile, as without the limit."""
-    step = begin("models in 1 GiB", 2)
-    with running_server(data, prefix, ROOMY) as server:
+    catalogue, prefix, results, step = ground.catalogue, ground.prefix, ground.results, ground.begin("models in 1 GiB", 2)
+    with ground.server() as server:
         free = _round_p99_ms(server, catalogue)
     step()
     if not (_CGROUP / "cgroup.procs").exists():
@@ -171,7 +214,7 @@ def _in_one_gib(data: Path, prefix: Path, catalogue: list[Tenant], results: Resu
     try:
         (group / "memory.limit_in_bytes").write_text(str(_GIB))
         inside = ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
-        with running_server(data, prefix, "900MiB", before=inside) as server:
+        with running_server(ground.data, prefix, "900MiB", before=inside) as server:
             for tenant in catalogue:
                 server.invoke(tenant.target, "hello")
             uris = {model["uri"] for model in server.status()["models"]}
@@ -189,8 +232,8 @@ def _round_p99_ms(server: RunningServer, catalogue: list[Tenant]) -> float:
     """Several rounds of all models, one caller; the first is not counted."""
     for tenant in catalogue:
         server.invoke(tenant.target, "hello")
-    pick: Callable[[int], tuple[str, str]] = lambda number: (catalogue[number % len(catalogue)].target, text_of(30, number))  # noqa: E731
-    answers = at_random_moments(server, pick, rate_rps=20, seconds=4 * len(catalogue) / 20, callers=8)
+    pick: Pick = lambda number: (catalogue[number % len(catalogue)].target, text_of(30, number))  # noqa: E731
+    answers = at_random_moments(server, pick, rate_rps=20, seconds=4 * len(catalogue) / 20)
     return 1e3 * percentile([answer.took_s for answer in answers], 0.99)
 
 
@@ -203,3 +246,19 @@ def _remove(group: Path) -> None:
             threading.Event().wait(0.1)
         else:
             return
+
+
+def _peers(ground: Ground) -> None:
+    if ground.peers == NO_PEERS:
+        return
+    with ground.server():  # all models are imported then
+        pass
+    for key, value in memory_peers.run(ground.folder / "peers", ground.data / "store", ground.peers, ground.begin).items():
+        ground.results.put(key, value, 3)
+
+
+PARTS: Mapping[str, Callable[[Ground], None]] = {
+    "unload": _unload, "neighbours": _neighbours, "overload": _overload, "thrash": _thrash, "limit": _in_one_gib,
+    "peers": _peers,
+}  # fmt: skip
+"""What can be measured by itself, in the order in which all of it is."""

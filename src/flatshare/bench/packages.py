@@ -1,20 +1,20 @@
 """`flatshare bench packages`: models with Python code of their own, here and on real NVIDIA Triton, in turns in one run."""
 
-import subprocess
-import sys
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import orjson
 
+from flatshare.bench import hygiene
+from flatshare.bench.contestants import Contestant, flatshare_instance
 from flatshare.bench.machine import busy_seconds, family, memory_of
 from flatshare.bench.numbers import median, percentile
-from flatshare.bench.python_models import write_echo, write_models
+from flatshare.bench.python_models import let_go, write_echo, write_models
 from flatshare.bench.server import PlainCaller
 from flatshare.bench.triton_peer import triton_server
 
@@ -24,7 +24,7 @@ TARGETS = {
 }  # fmt: skip
 AT_MOST = {"python_cold_ratio", "python_added_latency_p50_ms"}
 """Targets that are upper bounds; the others are lower ones."""
-MEMORY = "16GiB"
+PARTS = ("latency", "memory", "throughput", "cold", "hygiene")
 Steps = Callable[[str, int], Callable[[], None]]
 
 
@@ -38,68 +38,42 @@ class Scale:
     rounds: int = 4
     per_round: int = 120
     callers: int = 16
+    untidy_calls: int = 200
 
 
-QUICK = Scale(models=6, cold=2, calls=50, rounds=1, per_round=30)
+QUICK = Scale(models=6, cold=2, calls=50, rounds=1, per_round=30, untidy_calls=40)
 
 
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A container of the SageMaker contract."""
-
-    name: str
-    port: int
-    pid: int
-
-    def request(self, method: str, path: str, body: object = b"") -> tuple[int, bytes]:
-        content = body if isinstance(body, bytes) else orjson.dumps(body)
-        with PlainCaller.to_port(self.port) as caller:
-            return caller.request(method, path, content)
-
-    def load(self, key: str, folder: Path) -> None:
-        self._must("POST", "/models", {"model_name": key, "url": str(folder)})
-
-    def unload(self, key: str) -> None:
-        self._must("DELETE", f"/models/{key}")
-
-    def invoke(self, key: str, body: bytes) -> bytes:
-        return self._must("POST", f"/models/{key}/invoke", body)
-
-    def _must(self, method: str, path: str, body: object = b"") -> bytes:
-        status, answer = self.request(method, path, body)
-        if status != 200:
-            raise RuntimeError(f"{self.name}: {method} {path}: {status} {answer[:500]!r}")
-        return answer
-
-
-def run(folder: Path, venv: Path, scale: Scale, begin: Steps) -> dict[str, float]:
-    """Measure everything in `folder`, with Triton out of `venv`."""
+def run(folder: Path, venv: Path, scale: Scale, parts: Collection[str], begin: Steps) -> dict[str, float]:
+    """Measure the `parts` in `folder`, with Triton out of `venv`. Models that an earlier run left there are used again."""
     step = begin("writing models", 1)
     models, echo = write_models(folder / "models", scale.models), write_echo(folder / "models" / "echo")
     step()
-    with _flatshare(folder) as ours, triton_server(venv, folder / "triton") as peer:
-        theirs = Contestant("triton", peer.sagemaker_port, peer.pid)
-        both = (ours, theirs)
-        results = _latency(both, echo, scale, begin)
-        results |= _memory(both, models, begin)
-        results |= _throughput(both, models, scale, begin)
-        results |= _cold(both, models[: scale.cold], begin)
+    results: dict[str, float] = {}
+    if set(parts) - {"hygiene"}:
+        for left_over in ("store", "triton"):
+            shutil.rmtree(folder / left_over, ignore_errors=True)
+        with flatshare_instance(folder / "store") as ours, triton_server(venv, folder / "triton") as peer:
+            both = (ours, Contestant("triton", peer.sagemaker_port, peer.pid))
+            results = _against_triton(both, models, echo, scale, parts, begin)
+    if "hygiene" in parts:
+        results |= hygiene.run(folder / "hygiene", scale.untidy_calls, begin)
     return {key: round(value, 3) for key, value in results.items()}
 
 
-@contextmanager
-def _flatshare(folder: Path) -> Iterator[Contestant]:
-    command = [sys.executable, "-m", "flatshare", "instance", "--port", "0", "--store", str(folder / "store"), "--memory", MEMORY]
-    process = subprocess.Popen([*command, "--json-logs"], stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    try:
-        port = next(event["port"] for event in map(orjson.loads, process.stderr) if event.get("event") == "instance_listens")
-        drain = threading.Thread(target=process.stderr.read, daemon=True)
-        drain.start()
-        yield Contestant("flatshare", port, process.pid)
-    finally:
-        process.terminate()
-        process.wait()
+def _against_triton(
+    both: tuple[Contestant, Contestant], models: list[Path], echo: Path, scale: Scale, parts: Collection[str], begin: Steps
+) -> dict[str, float]:
+    results: dict[str, float] = {}
+    if "latency" in parts:
+        results |= _latency(both, echo, scale, begin)
+    if "memory" in parts:
+        results |= _memory(both, models, begin)
+    if "throughput" in parts:
+        results |= _throughput(both, models, scale, begin)
+    if "cold" in parts:
+        results |= _cold(both, models[: scale.cold], begin)
+    return results
 
 
 def _latency(both: tuple[Contestant, Contestant], echo: Path, scale: Scale, begin: Steps) -> dict[str, float]:
@@ -168,17 +142,20 @@ def _memory(both: tuple[Contestant, Contestant], models: list[Path], begin: Step
 
 def _throughput(both: tuple[Contestant, Contestant], models: list[Path], scale: Scale, begin: Steps) -> dict[str, float]:
     """Rounds of the same requests in turns."""
+    _ensure_loaded(both, models)
+    for folder in models:
+        let_go(folder)
     step = begin(f"throughput, {scale.callers} callers", 2 * (scale.rounds + 1))
     seconds = {contestant.name: 0.0 for contestant in both}
     others_s = 0.0
     for index in range(scale.rounds + 1):
         work = [(models[i % len(models)].name, _request(30, index * scale.per_round + i)) for i in range(scale.per_round)]
         for contestant in both if index % 2 else both[::-1]:
-            before, own = busy_seconds(), _cpu_of(contestant) + time.process_time()
+            before, own = busy_seconds(), contestant.cpu_s + time.process_time()
             took = _round(contestant, work, scale.callers)
             if index:  # the first round warms both
                 seconds[contestant.name] += took
-                others_s += max(0.0, busy_seconds() - before - (_cpu_of(contestant) + time.process_time() - own))
+                others_s += max(0.0, busy_seconds() - before - (contestant.cpu_s + time.process_time() - own))
             step()
     requests = scale.rounds * scale.per_round
     return {
@@ -217,8 +194,15 @@ def _round(contestant: Contestant, work: list[tuple[str, bytes]], callers: int) 
     return time.perf_counter() - started
 
 
+def _ensure_loaded(both: tuple[Contestant, Contestant], models: list[Path]) -> None:
+    for contestant in both:
+        for folder in models:
+            contestant.ensure_loaded(folder.name, folder)
+
+
 def _cold(both: tuple[Contestant, Contestant], models: list[Path], begin: Steps) -> dict[str, float]:
     """Unloaded, loaded again and asked: what a request waits for a model that had left memory. Both have its files in the page cache."""
+    _ensure_loaded(both, models)
     step = begin("cold starts", 2 * len(models))
     series: dict[str, list[float]] = {contestant.name: [] for contestant in both}
     for folder in models:
@@ -237,12 +221,3 @@ def _request(tokens: int, seed: int) -> bytes:
     ids = np.random.default_rng(seed).integers(0, 15_000, tokens)
     fields = {"inputs": [{"name": "ids", "datatype": "INT64", "shape": [1, tokens], "data": ids}]}
     return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _cpu_of(contestant: Contestant) -> float:
-    """CPU seconds of all processes of the server."""
-    total = 0.0
-    for pid in family(contestant.pid):
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        total += (int(fields[11]) + int(fields[12])) / 100
-    return total

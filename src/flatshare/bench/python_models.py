@@ -68,17 +68,64 @@ ECHO_CODE = """
         return values
 """
 
+UNTIDY_CONFIG = """
+backend: "python"
+input [ { name: "A" data_type: TYPE_FP32 dims: [ -1 ] } ]
+output [ { name: "B" data_type: TYPE_FP32 dims: [ -1 ] } ]
+"""
+UNTIDY_CODE = """
+    import torch
+    import triton_python_backend_utils as pb_utils
+
+
+    class Trace:
+        def __init__(self, hidden):
+            self.hidden, self.itself = hidden, self
+
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            torch.set_num_threads(1)
+            self.layers = [torch.nn.Linear(512, 512) for _ in range(8)]
+
+        def execute(self, requests):
+            return [self.answer(request.inputs()[0].as_numpy()) for request in requests]
+
+        def answer(self, values):
+            hidden = torch.from_numpy(values).reshape(-1, 512)
+            for layer in self.layers:
+                hidden = torch.relu(layer(hidden))
+            Trace(hidden)
+            return pb_utils.InferenceResponse([pb_utils.Tensor("B", hidden.mean(0).detach().numpy())])
+"""
+
 
 def write_models(folder: Path, count: int) -> list[Path]:
-    """Repositories of one model each, with weights of their own but for the frozen ends."""
+    """Repositories of one model each, with weights of their own but for the frozen ends. Those that are there already stay."""
+    paths = [folder / f"m{index}" for index in range(count)]
+    if all(_is_written(path) for path in paths):
+        for path in paths:
+            _read_ahead(path)
+        return paths
     frozen = np.random.default_rng(0)
     ends = {name: frozen.standard_normal((WORDS, WIDTH), np.float32) * np.float32(0.02) for name in ("embed", "head")}
     return [_write(folder / f"m{index}", ends, index + 1) for index in range(count)]
 
 
+def let_go(folder: Path) -> None:
+    """Take a model's files out of the page cache: they lie in the server's memory or its store by now, and the machine is not large."""
+    with (folder / folder.name / "1" / "model.safetensors").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def write_echo(folder: Path) -> Path:
     """A model whose function takes a few hundredths of a millisecond: what is measured is everything around it."""
     return _model(folder, ECHO_CONFIG, ECHO_CODE)
+
+
+def write_untidy(folder: Path) -> Path:
+    """A model as its author left it: gradients on, and each answer's tensors held by a cycle that only the collector can free."""
+    return _model(folder, UNTIDY_CONFIG, UNTIDY_CODE)
 
 
 def _write(folder: Path, ends: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], seed: int) -> Path:
@@ -99,6 +146,18 @@ def _write(folder: Path, ends: dict[str, np.ndarray[tuple[int, ...], np.dtype[np
             tensor.tofile(file)
         os.fsync(file.fileno())
     return folder
+
+
+def _is_written(folder: Path) -> bool:
+    weights = folder / folder.name / "1" / "model.safetensors"
+    return weights.is_file() and weights.stat().st_size > 4 * (2 * WORDS * WIDTH + LAYERS * WIDTH * WIDTH)
+
+
+def _read_ahead(folder: Path) -> None:
+    """Into the page cache, as if it had just been written. An instance that has to wait for the disk takes that for a lack of memory."""
+    with (folder / folder.name / "1" / "model.safetensors").open("rb") as file:
+        while file.read(2**24):
+            pass
 
 
 def _model(folder: Path, config: str, code: str) -> Path:

@@ -13,7 +13,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ class TritonServer:
     http_port: int
     grpc_port: int
     log: Path
+    repository: Path
+    """Where models may be put that are then loaded by name."""
 
 
 def triton_files(venv: Path) -> Path | None:
@@ -39,21 +41,26 @@ def triton_files(venv: Path) -> Path | None:
 
 
 @contextmanager
-def triton_server(venv: Path, folder: Path, others: Mapping[str, Path] | None = None) -> Iterator[TritonServer]:
-    """Started without models, stopped whatever happens. `others` are backends written in Python, since the wheel brings only that one."""
+def triton_server(
+    venv: Path, folder: Path, others: Mapping[str, Path] | None = None, *, before: Sequence[str] = ()
+) -> Iterator[TritonServer]:
+    """Started without models, stopped whatever happens. `others` are backends written in Python, since the wheel brings only that one.
+
+    `before` is put before its command.
+    """
     files = triton_files(venv)
     if files is None:
         raise FileNotFoundError(f"no Triton in {venv}: install nvidia-pytriton there, or run `make .stamps/triton`")
-    backends, repository = folder / "backends", folder / "empty"
+    backends, repository = folder / "backends", folder / "repository"
     repository.mkdir(parents=True)
     _lay_out(files, backends, others or {})
     ports = _free_ports(4)
     log = folder / "triton.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            _command(files, repository, backends, ports), stdout=output, stderr=output, env=_environment(files, venv)
+            [*before, *_command(files, repository, backends, ports)], stdout=output, stderr=output, env=_environment(files, venv)
         )
-    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log)
+    server = TritonServer(process.pid, ports[0], ports[1], ports[2], log, repository)
     try:
         _wait_until_ready(process, server)
         yield server

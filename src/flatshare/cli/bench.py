@@ -19,6 +19,7 @@ from flatshare.core.sizes import format_size
 
 Steps = Callable[[str, int], Callable[[], None]]
 """Begin a step of so many parts; call the result after each part."""
+_VENV = click.Path(path_type=Path, exists=True, file_okay=False)
 _JSON_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 Measurement = Callable[[Path, Steps], dict[str, float]]
 
@@ -101,17 +102,83 @@ def auth(frame: Frame) -> None:
 
 @bench.command()
 @framed("A fifth of the time")
-def memory(frame: Frame) -> None:
+@click.option(
+    "--only", default="", metavar="PARTS", help="Some of unload, neighbours, overload, thrash, limit, peers; separated by commas."
+)
+@click.option("--triton", type=_VENV, help="Measure memory on real Triton too: a virtual environment with nvidia-pytriton.")
+@click.option("--mlserver", type=_VENV, help="The same of MLServer: one with mlserver, onnxruntime and tokenizers.")
+def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) -> None:
     """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
 
     \b
-    Example:
+    Examples:
       flatshare bench memory --json memory.json
+      flatshare bench memory --only unload,limit,peers --triton .venv-triton --mlserver .venv-mlserver
+      flatshare bench memory --only neighbours,overload --work /tmp/bench      # kept: the next run imports nothing
     """
-    from flatshare.bench.memory import AT_LEAST, QUICK, TARGETS, Scale, run
+    from flatshare.bench.memory import AT_LEAST, PARTS, QUICK, TARGETS, Scale, run
+    from flatshare.bench.memory_peers import Peers
 
-    scale = QUICK if frame.is_quick else Scale()
-    frame.measure("memory", 14_000_000_000, lambda folder, begin: run(folder, scale, begin), TARGETS | AT_LEAST, at_least=AT_LEAST)
+    names, scale = [name.strip() for name in only.split(",") if name.strip()], QUICK if frame.is_quick else Scale()
+    if unknown := set(names) - PARTS.keys():
+        raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(PARTS)}", param_hint="--only")
+    frame.measure(
+        "memory",
+        14_000_000_000,
+        lambda folder, begin: run(folder, scale, begin, names, Peers(triton, mlserver)),
+        TARGETS | AT_LEAST,
+        at_least=AT_LEAST,
+    )
+
+
+@bench.command()
+@click.argument("trace", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--requests",
+    default=150_000,
+    show_default=True,
+    type=click.IntRange(10),
+    help="How many of the trace's, at least; of bursty traffic half as many again.",
+)
+@click.option("--load-ms", default=200.0, show_default=True, help="What a load takes.")
+@click.option("--json", "json_file", type=_JSON_FILE, help="Write the figures here.")
+def replay(trace: Path, requests: int, load_ms: float, json_file: Path | None) -> None:
+    """Recorded traffic through the policies: cold requests by LRU, by value and by who knows the future. Serves nothing; takes a minute.
+
+    TRACE is an .npz file: names [clients], rate [clients, windows of ten minutes] in requests per second, cv of the same shape.
+
+    \b
+    Example:
+      flatshare bench replay servegen_week1.npz --json replay.json
+    """
+    from flatshare.bench.replay import run
+    from flatshare.core.errors import BadInput
+
+    try:
+        with steps() as begin:
+            results = run(trace, requests, load_ms / 1e3, begin)
+    except BadInput as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, {}, "flatshare bench replay"))
+
+
+@bench.command()
+@framed("A tenth of the runs")
+def prepacked(frame: Frame) -> None:
+    """How much faster prepacked weights would be here than mapped ones, by length of text: the engine alone. Takes a minute, 4 GB of disk.
+
+    \b
+    Example:
+      flatshare bench prepacked
+    """
+    from flatshare.bench.prepacked import TARGETS, run
+
+    def measure(folder: Path, begin: Steps) -> dict[str, float]:
+        return run(folder, 20, 20 if frame.is_quick else 200, begin)
+
+    frame.measure("prepacked", 4_000_000_000, measure, TARGETS, at_least=TARGETS)
 
 
 @bench.command()
@@ -204,25 +271,29 @@ def control(frame: Frame) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Environment with nvidia-pytriton (make .stamps/triton).",
 )
-def packages(frame: Frame, venv: Path) -> None:
+@click.option("--part", "parts", multiple=True, help="latency, memory, throughput, cold or hygiene; may be said again.  [default: all]")
+def packages(frame: Frame, venv: Path, parts: tuple[str, ...]) -> None:
     """Models with Python code of their own, here and on real Triton, in turns: memory, cold start, latency, throughput.
 
-    Twenty models of 292 MB: takes ten minutes, 13 GB of disk and 16 GB of memory.
+    And what the host's hygiene brings to an untidy model. Twenty models of 292 MB: takes six minutes, 13 GB of disk and 16 GB of memory.
 
     \b
     Example:
       flatshare bench packages --json packages.json
+      flatshare bench packages --work /tmp/packages --part throughput     # the folder keeps the models for the next part
     """
-    from flatshare.bench.packages import AT_MOST, QUICK, TARGETS, Scale, run
+    from flatshare.bench.packages import AT_MOST, PARTS, QUICK, TARGETS, Scale, run
     from flatshare.bench.triton_peer import triton_files
 
     if triton_files(venv) is None:
         raise click.ClickException(f"no real Triton in {venv}: run `make .stamps/triton`, or say --triton-venv")
+    if unknown := set(parts) - set(PARTS):
+        raise click.UsageError(f"no part is called {', '.join(sorted(unknown))}: there are {', '.join(PARTS)}")
     scale = QUICK if frame.is_quick else Scale()
     frame.measure(
         "packages",
         scale.models * 650_000_000,
-        lambda folder, begin: run(folder, venv.absolute(), scale, begin),
+        lambda folder, begin: run(folder, venv.absolute(), scale, parts or PARTS, begin),
         TARGETS,
         at_least=TARGETS.keys() - AT_MOST,
     )
@@ -231,9 +302,9 @@ def packages(frame: Frame, venv: Path) -> None:
 @bench.command(name="deploy")
 @framed("A few packages and switches")
 def bench_deploy(frame: Frame) -> None:
-    """Packaging and deploying models of 90 MB, switching versions under load, and what the API layer adds to boto3.
+    """Packaging and deploying models of 90 MB, and 500 heads on one trunk; switches under load; what the API layer adds to boto3.
 
-    Takes two minutes; needs the weights that `make demo` installs, and 3 GB of disk.
+    Takes four minutes; needs the weights that `make demo` installs, and 3 GB of disk.
 
     \b
     Example:

@@ -55,13 +55,19 @@ from flatshare.core.settings import KEEP, InstanceSettings, Listening, SharingSe
 )
 @click.option("--tidy/--no-tidy", "is_tidy", default=True, show_default=True, help="Gradients off, garbage collected, memory given back.")
 @click.option("--spare/--no-spare", "has_spare", default=True, show_default=True, help="Keep a worker process started ahead.")
+@click.option(
+    "--published-code",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Run models' Python code only if this file has its digest: see 'flatshare code publish'. Default: any runs.",
+)
 @settings_option
 @changed_artifacts_option
 @click.option("--follow-stdin", is_flag=True, help="Stop when stdin ends: the parent is gone.")
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--id", "instance_id", default="local", help="Id of this instance, for logs.")
 @click.option("--name", default="", help="Endpoint and variant that it serves, for logs.")
-def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) -> None:
+@click.option("--template", "is_template", is_flag=True, hidden=True, help="Fork instances for the fleet driver, which is at stdin.")
+def instance(*, json_logs: bool, instance_id: str, name: str, is_template: bool, **options: Any) -> None:
     """Serve models by the SageMaker multi-model container contract: checkpoints and Triton repositories, loaded by POST /models.
 
     \b
@@ -70,6 +76,11 @@ def instance(*, json_logs: bool, instance_id: str, name: str, **options: Any) ->
       curl -X POST http://127.0.0.1:8080/models -d '{"model_name": "m1", "url": "/opt/ml/models/m1/model"}'
       curl -X POST http://127.0.0.1:8080/models/m1/invoke -H 'Content-Type: application/json' -d @request.json
     """
+    if is_template:
+        from flatshare.cli.template import fork_instances
+
+        fork_instances(lambda arguments: instance.main(arguments, "flatshare instance"))
+        return
     import structlog
     import uvloop
 
@@ -102,6 +113,7 @@ class InstanceOptions:
     load_s: float
     is_tidy: bool
     has_spare: bool
+    published_code: Path | None
     follow_stdin: bool
 
     @property
@@ -121,6 +133,7 @@ class InstanceOptions:
             private_bytes=self.memory_bytes,
             has_spare=self.has_spare,
             is_tidy=self.is_tidy,
+            published_code=self.published_code,
         )
 
     @property

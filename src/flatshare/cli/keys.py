@@ -50,6 +50,7 @@ def keys() -> None:
 @click.option("--target-model", "target_models", multiple=True, help="Which target models, such as 'acme/*'.")
 @click.option("--policy", type=click.File("rb"), help="A JSON file with a list of grants, instead of the options above.")
 @click.option("--admin", is_flag=True, help="Everything on everything.")
+@click.option("--rate", "rate_rps", type=click.FloatRange(0, min_open=True), help="Calls a second that it may make. Default: any number.")
 @_data_option
 @json_option
 def create(
@@ -59,6 +60,7 @@ def create(
     target_models: tuple[str, ...],
     policy: Any,
     admin: bool,
+    rate_rps: float | None,
     data_dir: Path,
     as_json: bool,
 ) -> None:
@@ -68,10 +70,10 @@ def create(
     Examples:
       flatshare keys create operator --admin
       flatshare keys create acme --endpoint embeddings --target-model 'acme/*'
-      flatshare keys create prometheus --action flatshare:GetMetrics
+      flatshare keys create prometheus --action flatshare:GetMetrics --rate 1
     """
     grants = _grants(Grant(actions, endpoints, target_models), policy, is_admin=admin)
-    key = _file(data_dir).create(name, grants, time.time())
+    key = _file(data_dir).create(name, grants, time.time(), rate_rps=rate_rps)
     _note(data_dir, "flatshare:CreateAccessKey", key)
     key_id = key.principal.key_id
     token = f"{key_id}.{key.secret}"
@@ -123,6 +125,8 @@ def show(key_id: str, data_dir: Path, as_json: bool) -> None:
     console.print(f"{key.principal.key_id}  {escape(key.principal.name)}", highlight=False)
     for grant in key.principal.grants:
         console.print(f"  {escape(_sentence(grant))}", highlight=False)
+    if key.rate_rps is not None:
+        console.print(f"  at most {key.rate_rps:g} calls a second", highlight=False)
 
 
 @keys.command()
@@ -175,7 +179,8 @@ def _sentence(grant: Grant) -> str:
 
 def _as_record(key: AccessKey) -> dict[str, Any]:
     principal = key.principal
-    return {"id": principal.key_id, "name": principal.name, "created_s": key.created_s, "grants": _as_data(principal.grants)}
+    grants = _as_data(principal.grants)
+    return {"id": principal.key_id, "name": principal.name, "created_s": key.created_s, "rate_rps": key.rate_rps, "grants": grants}
 
 
 def _as_data(grants: tuple[Grant, ...]) -> list[dict[str, list[str]]]:

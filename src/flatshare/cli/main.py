@@ -14,6 +14,7 @@ _COMMANDS = {
     "serve": "flatshare.cli.serve",
     "package": "flatshare.cli.package",
     "code": "flatshare.cli.package",
+    "torchscript": "flatshare.cli.torchscript",
     "deploy": "flatshare.cli.deploy",
     "release": "flatshare.cli.release",
     "invoke": "flatshare.cli.deploy",

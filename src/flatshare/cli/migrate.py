@@ -23,13 +23,17 @@ def import_models() -> None:
 
 @import_models.command()
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A file that --save wrote. Default: AWS."
+    "--from",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A file that --save wrote, or what the AWS CLI's describe calls print, a file each. Default: AWS.",
 )
 @click.option("--save", type=click.Path(path_type=Path, dir_okay=False), help="Only write down what AWS says, for --from.")
 @click.option("--instance-count", default=1, show_default=True, type=click.IntRange(1), help="Of each variant here.")
 @url_option
 @json_option
-def sagemaker(source: Path | None, save: Path | None, instance_count: int, url: str, as_json: bool) -> None:
+def sagemaker(sources: tuple[Path, ...], save: Path | None, instance_count: int, url: str, as_json: bool) -> None:
     """Make SageMaker's multi-model endpoints here, under their names and over the same S3 prefixes; callers change the address only.
 
     Reads by list and describe calls, with the credentials that boto3 finds. Changes nothing on AWS and copies no artifact.
@@ -45,7 +49,7 @@ def sagemaker(source: Path | None, save: Path | None, instance_count: int, url: 
     from flatshare.client.aws import aws_client
     from flatshare.release import migrating
 
-    found = migrating.load(source) if source is not None else migrating.describe_all(boto3.client("sagemaker"))
+    found = migrating.load(sources) if sources else migrating.describe_all(boto3.client("sagemaker"))
     if save is not None:
         migrating.save(found, save)
         console.print(f"{len(found.endpoints)} endpoints written to {escape(str(save))}")
@@ -93,26 +97,34 @@ def hf(checkpoint: Path, model: str, prefix: str | None, why: str, url: str, as_
 def triton(repository: Path, tenant: str, prefix: str | None, why: str, url: str, as_json: bool) -> None:
     """Package each model of a Triton repository as it is, and deploy it as TENANT/NAME. Those that cannot be served are named.
 
-    An ensemble comes over if its folder holds its steps' folders; of one whose steps lie beside it, put them into one folder first.
+    An ensemble is packaged with its steps, and the steps of these. A model whose code calls others (BLS) needs them in its own folder.
 
     \b
     Example:
       flatshare import triton ./model_repository acme
     """
-    done = []
-    for folder in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        model = f"{tenant}/{folder.name}"
-        try:
-            deployed = _deployed(folder, model, "triton", prefix, why, url)
-            done.append({"model": model, "version": deployed.version, "endpoint": deployed.endpoint, "left": ""})
-        except FlatshareError as error:
-            done.append({"model": model, "left": str(error)})
+    import tempfile
+
+    from flatshare.release.gathering import gather, laid_out
+
+    done: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix=".flatshare-import-", dir=repository.parent) as place:  # its disk, so that links suffice
+        for one in gather(repository):
+            found: dict[str, Any] = {"model": f"{tenant}/{one.name}", "steps": list(one.steps), "left": one.left}
+            try:
+                if not one.left:
+                    deployed = _deployed(laid_out(one, Path(place)), f"{tenant}/{one.name}", "triton", prefix, why, url)
+                    found |= {"version": deployed.version, "endpoint": deployed.endpoint}
+            except FlatshareError as error:
+                found["left"] = str(error)
+            done.append(found)
     if as_json:
         print_json(done)
-    for one in [] if as_json else done:
-        said = f"[red]left: {escape(one['left'])}[/]" if one["left"] else f"version {one['version']} behind {one['endpoint']}"
-        console.print(f"  {one['model']}: {said}", soft_wrap=True, highlight=False)
-    if any(one["left"] for one in done):
+    for found in [] if as_json else done:
+        said = f"[red]left: {escape(found['left'])}[/]" if found["left"] else f"version {found['version']} behind {found['endpoint']}"
+        steps = f", with {', '.join(found['steps'])}" if found["steps"] else ""
+        console.print(f"  {found['model']}: {said}{escape(steps)}", soft_wrap=True, highlight=False)
+    if any(found["left"] for found in done):
         raise SystemExit(1)
 
 

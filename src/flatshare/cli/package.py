@@ -6,7 +6,8 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from flatshare.cli.options import console, json_option, print_json
+from flatshare.cli import published
+from flatshare.cli.options import console, errors, json_option, print_json
 from flatshare.core.sizes import format_size
 
 _DEFAULT_CODE = "file://./code"
@@ -26,14 +27,30 @@ def _show_layouts(context: click.Context, _: click.Parameter, is_asked: bool) ->
 
 
 @click.command(short_help="Make a package of a model.")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.argument("sources", nargs=-1)
 @click.option("--layout", required=True, help="A shipped layout by name, or a .yaml file.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A variable of the layout. May be given several times.")
 @click.option("--code", metavar="NAME[@VERSION[#SHA256]]", help="Inference code that was pushed. Default version: latest.")
 @click.option("--code-store", default=_DEFAULT_CODE, show_default=True, envvar="FLATSHARE_CODE", help="Where the versions of code lie.")
-@click.option("--form", default="folder", show_default=True, type=click.Choice(["folder", "tar", "tar.gz"]), help="SageMaker takes tar.gz.")
+@click.option(
+    "--form",
+    default="folder",
+    show_default=True,
+    type=click.Choice(["folder", "tar", "tar.gz", "packs"]),
+    help="SageMaker takes tar.gz; packs is the store's own form.",
+)
+@click.option(
+    "--trunk",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --form packs: the checkpoint that it was trained from. Its tensors are referred to; they lie once beside the packages.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of the package. Default: TENANT-NAME.package")
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="A .csv, .yaml or .jsonl file of models and sources, instead of MODEL. --out is the folder of the packages then.",
+)
 @click.option(
     "--layouts",
     is_flag=True,
@@ -43,7 +60,7 @@ def _show_layouts(context: click.Context, _: click.Parameter, is_asked: bool) ->
     help="List the shipped layouts and what each takes.",
 )
 @json_option
-def package(model: str, sources: tuple[str, ...], settings: tuple[str, ...], code_store: str, as_json: bool, **asked: Any) -> None:
+def package(model: str | None, sources: tuple[str, ...], batch: Path | None, as_json: bool, **asked: Any) -> None:
     """Put a model's files together by a layout, have a real instance load it and answer the layout's sample, and publish what passed.
 
     MODEL is TENANT/NAME. SOURCES are folders: one, or NAME=PATH for each that the layout names. The same input gives the same digest.
@@ -52,12 +69,20 @@ def package(model: str, sources: tuple[str, ...], settings: tuple[str, ...], cod
     Examples:
       flatshare package acme/embedding ./checkpoint --layout encoder
       flatshare package acme/embedding query=./q document=./d --layout two-encoders --form tar.gz
+      flatshare package acme/intent ./tuned --layout classifier --form packs --trunk ./base
+      flatshare package --batch models.csv --layout classifier --form packs --trunk ./base --out packages
       flatshare package --layouts
     """
     from flatshare.release.packaging import PackageRequest, make_package
 
-    named, values = dict(map(_pair, sources)), dict(map(_setting, settings))
-    made = make_package(PackageRequest(model, sources=named, settings=values, code_store=_absolute(code_store), **asked))
+    if (model is None) == (batch is None):
+        raise click.UsageError("name a MODEL as TENANT/NAME, or give --batch FILE")
+    values, store = dict(map(_setting, asked.pop("settings"))), _absolute(asked.pop("code_store"))
+    request = PackageRequest(model or "", sources=dict(map(_pair, sources)), settings=values, code_store=store, **asked)
+    if batch is not None:
+        _package_all(batch, request, as_json=as_json)
+        return
+    made = make_package(request)
     if as_json:
         import msgspec
 
@@ -70,15 +95,47 @@ def package(model: str, sources: tuple[str, ...], settings: tuple[str, ...], cod
         console.print(f"  {part.artifact}: answered its sample; weights {record.answered_as[part.name][:12]}")
 
 
-@click.group(short_help="Version inference code.")
+def _package_all(batch: Path, like: Any, *, as_json: bool) -> None:
+    """Each model of the file, and a list of those that passed, for `flatshare deploy --batch`."""
+    from rich.progress import track
+
+    from flatshare.core.errors import FlatshareError
+    from flatshare.release.batch import read_requests
+    from flatshare.release.packaging import make_packages
+
+    requests = read_requests(batch, like)
+    is_shown = errors.is_terminal and not as_json
+    results = list(track(make_packages(requests), "packaging", total=len(requests), console=errors, disable=not is_shown))
+    made = [result for result in results if not isinstance(result, FlatshareError)]
+    failed = {r.model: str(error) for r, error in zip(requests, results, strict=True) if isinstance(error, FlatshareError)}
+    listed = (like.out or Path()) / "packages.csv"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text("".join(f"{line}\n" for line in ("package", *(package.folder.name for package in made))))
+    if as_json:
+        done = {package.record.model: {"package": str(package.folder), "digest": package.record.digest} for package in made}
+        print_json({"packages": done, "failed": failed, "list": str(listed)})
+    else:
+        for model, sentence in list(failed.items())[:20]:
+            console.print(f"  {model}: [red]{escape(sentence)}[/]")
+        console.print(f"{len(made)} of {len(requests)} packaged: flatshare deploy --batch {escape(str(listed))}", soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+@click.group(short_help="Version inference code, and say what may run.")
 def code() -> None:
-    """Inference code in a store, immutable: a version means the same files for ever.
+    """Inference code in a store, immutable: a version means the same files for ever. And what of it a server may run.
 
     \b
     Examples:
       flatshare code push tagger ./tagger
       flatshare package acme/tags ./weights --layout python --code tagger@1
+      flatshare code publish acme-tags.package
     """
+
+
+for command in (published.publish, published.published, published.revoke):
+    code.add_command(command)
 
 
 def _store_option(command: Any) -> Any:

@@ -71,6 +71,12 @@ if TYPE_CHECKING:
 @click.option("--tls-cert", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Certificate chain (PEM): serve HTTPS.")
 @click.option("--tls-key", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="Its key (PEM). SIGHUP reads both anew.")
 @click.option("--insecure", is_flag=True, help="Listen on other than loopback addresses although calls are not authenticated.")
+@click.option(
+    "--model-code",
+    type=click.Choice(["published", "any"]),
+    show_default="published, or any if --auth is none",
+    help="Which Python code of models runs: what 'flatshare code publish' has admitted, or whatever lies below the endpoints' prefixes.",
+)
 @changed_artifacts_option
 @click.option("--json-logs", is_flag=True, help="Log as JSON lines.")
 @click.option("--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]))
@@ -93,6 +99,12 @@ def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> N
 
     chosen = build.ServeOptions(**options)
     _require_protection(chosen.host, chosen.auth, chosen.tls_cert, chosen.tls_key, insecure=insecure)
+    if chosen.runs_any_code:
+        errors.print(
+            "[yellow]warning:[/] whoever may write below an endpoint's prefix may run Python code here: "
+            "--model-code published runs what an operator has admitted",
+            soft_wrap=True,
+        )
     log.configure(json=chosen.json_logs, level=log_level)
     _lock(chosen.data_dir)
     with _start_explained(chosen.host, chosen.port):

@@ -1,7 +1,7 @@
 """The API layer for programs that run on an event loop. boto3 has no such form, so each call takes a thread while it waits."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -39,6 +39,15 @@ class AsyncModels:
     async def complete(self, prompts: Texts, *, model: str = "autocomplete", **parameters: Scalar) -> list[str]:
         """See `Models.complete`."""
         return await self._on_thread(partial(self._models.complete, prompts, model=model, **parameters))
+
+    async def stream(self, prompt: str, *, model: str = "autocomplete", **parameters: Scalar) -> AsyncIterator[str]:
+        """See `Models.stream`. Whoever leaves the loop early closes the connection, and with it the writing."""
+        pieces = self._models.stream(prompt, model=model, **parameters)
+        try:
+            while (piece := await self._on_thread(partial(next, pieces, None))) is not None:
+                yield piece
+        finally:
+            pieces.close()
 
     async def infer(
         self,

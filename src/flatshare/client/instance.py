@@ -6,9 +6,7 @@ costs 0.05 (docs/decisions/0003-lean-upstream.md), and the gateway pays it for e
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import httptools
 
@@ -45,18 +43,23 @@ class InstanceClient:
         message = _render_head(method, path, headers, len(body)) + body
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while True:
-            lent = await self._borrow()
-            with lent:
-                try:
-                    reply = await lent.connection.exchange(message, deadline_s, streamed)
-                except InstanceGone:
-                    # A kept-alive connection may have been closed while it lay idle: nothing of the request was read then.
-                    if not lent.is_reused or lent.connection.has_answer_begun:
-                        raise
-                    continue
+            connection = self._idle_connection()
+            is_reused = connection is not None
+            connection = connection or await self._connect()
+            self._busy.add(connection)
+            is_kept = False
+            try:
+                reply = await connection.exchange(message, deadline_s, streamed)
                 if reply.parts is not None:
-                    reply.parts = lent.keep(timeout_s)
+                    reply.parts, is_kept = self._kept(connection, timeout_s), True
                 return reply
+            except InstanceGone:
+                # A kept-alive connection may have been closed while it lay idle: nothing of the request was read then.
+                if not is_reused or connection.has_answer_begun:
+                    raise
+            finally:
+                if not is_kept:
+                    self._give_back(connection)
 
     def retire(self) -> None:
         """No more requests will come: let go of what is idle now, and of the rest when it has been answered."""
@@ -71,49 +74,34 @@ class InstanceClient:
             connection.abort()
         self._idle.clear()
 
-    async def _borrow(self) -> "_Lent":
+    def _idle_connection(self) -> "_Connection | None":
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
-                self._busy.add(connection)
-                return _Lent(self, connection, is_reused=True)
+                return connection
+        return None
+
+    async def _connect(self) -> "_Connection":
         try:
             _, connection = await asyncio.get_running_loop().create_unix_connection(_Connection, self.socket_path)
         except OSError as error:
             raise InstanceGone(f"the instance behind {self.socket_path} cannot be reached: {error}") from error
-        self._busy.add(connection)
-        return _Lent(self, connection, is_reused=False)
+        return connection
 
-    def give_back(self, connection: "_Connection") -> None:
-        """For `_Lent` only: an idle connection serves the next request, one in mid-answer is of no more use."""
+    def _kept(self, connection: "_Connection", patience_s: float) -> StreamedBody:
+        """The rest of the answer; the connection is given back when it is closed."""
+        body = connection.body
+        assert body is not None, "an answer in parts without a body. This is a bug."
+        body.take_over(patience_s, lambda: self._give_back(connection))
+        return body
+
+    def _give_back(self, connection: "_Connection") -> None:
+        """An idle connection serves the next request, one in mid-answer is of no more use."""
         self._busy.discard(connection)
         if connection.is_open and connection.is_idle and not self._is_retired:
             self._idle.append(connection)
         else:
             connection.abort()
-
-
-@dataclass(slots=True)
-class _Lent:
-    pool: InstanceClient
-    connection: "_Connection"
-    is_reused: bool
-    is_kept: bool = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def keep(self, patience_s: float) -> StreamedBody:
-        """The rest of the answer; the connection is given back when it is closed."""
-        self.is_kept = True
-        body = self.connection.body
-        assert body is not None, "an answer in parts without a body. This is a bug."
-        body.take_over(patience_s, lambda: self.pool.give_back(self.connection))
-        return body
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self.is_kept:
-            self.pool.give_back(self.connection)
 
 
 class _Connection(asyncio.Protocol):
@@ -122,6 +110,8 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Reply] | None = None
+        self._deadline_s = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
@@ -145,12 +135,11 @@ class _Connection(asyncio.Protocol):
         self._streamed, self.body = streamed, None
         loop = asyncio.get_running_loop()
         self._waiting = waiting = loop.create_future()
-        alarm = loop.call_at(deadline_s, self._expire)
+        self._deadline_s = deadline_s
+        if self._alarm is None or self._alarm.when() > deadline_s:
+            self._set_alarm(loop)
         self._transport.write(message)
-        try:
-            reply: Reply = await waiting
-        finally:
-            alarm.cancel()
+        reply: Reply = await waiting
         return reply
 
     def abort(self) -> None:
@@ -170,6 +159,8 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
+        if self._alarm is not None:
+            self._alarm.cancel()
         self._fail("the instance closed the connection before it had answered")
 
     # What httptools calls.
@@ -206,8 +197,19 @@ class _Connection(asyncio.Protocol):
         if waiting is not None and not waiting.done():
             waiting.set_result(_as_reply(self._parser.get_status_code(), self._headers, b"".join(self._body)))
 
-    def _expire(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One for many exchanges: it looks at the deadline of the one under way only when it goes off."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_at(self._deadline_s, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm = None
+        if self._waiting is None or self._waiting.done():
+            return
+        if loop.time() < self._deadline_s:
+            self._set_alarm(loop)
+        else:
             self._waiting.set_exception(TimeoutError("the instance did not answer in time"))
 
     def _fail(self, sentence: str) -> None:

@@ -10,10 +10,11 @@ Which endpoint and target model answer follows from tenant, task and request (`c
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, Self, TypeVar
 
+from botocore.exceptions import EventStreamError, HTTPClientError
 from numpy.typing import NDArray
 
 from flatshare.client import bodies
@@ -21,8 +22,10 @@ from flatshare.client.answers import Embeddings, Label, Outputs, Ranked
 from flatshare.client.aws import runtime_client
 from flatshare.client.bodies import Answer, Body
 from flatshare.client.retrying import Patience, call_patiently
+from flatshare.client.stream import invoke_with_response_stream, lines_of
 from flatshare.core import naming
 from flatshare.core.call import Scalar
+from flatshare.core.errors import CallFailed
 from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.core.naming import DEFAULT_FLEET, LIVE
 from flatshare.core.signature import Task
@@ -94,6 +97,26 @@ class Models:
         """A continuation of each prompt. Parameters are the model's, such as max_tokens and temperature."""
         return _chained(self._each(Task.GENERATION, model, "", prompts, parameters, bodies.texts_of))
 
+    def stream(self, prompt: str, *, model: str = "autocomplete", **parameters: Scalar) -> Generator[str, None, None]:
+        """The continuation of one prompt, piece by piece as it is written. On AWS, whose multi-model endpoints do not stream, one piece.
+
+        Nothing is tried again once a piece has come; a failure in the middle raises CallFailed.
+        """
+        if self._resolver is not None:
+            yield from self.complete(prompt, model=model, **parameters)
+            return
+        endpoint, target = self._address(Task.GENERATION, model, "")
+        body = bodies.texts_body([prompt], parameters)
+        parts = call_patiently(lambda: invoke_with_response_stream(self._runtime, endpoint, target, body.payload), self._patience)
+        try:
+            for line in lines_of(parts):
+                if "text" in line:
+                    yield line["text"]
+        except (EventStreamError, HTTPClientError) as error:
+            raise CallFailed(f"the answer broke off in the middle: {error}") from error
+        finally:
+            parts.close()
+
     def infer(
         self,
         model: str,
@@ -134,10 +157,13 @@ class Models:
         return list(self._threads.map(call, found))
 
     def _call(self, kind: str, model: str, part: str, body: Body) -> Answer:
+        endpoint, target = self._address(kind, model, part)
+        return call_patiently(lambda: self._invoke(endpoint, target, body), self._patience)
+
+    def _address(self, kind: str, model: str, part: str) -> tuple[EndpointName, TargetModel]:
         endpoint = naming.endpoint_name(kind, self._fleet)
         named = naming.labelled_target(naming.model_name(self.tenant, model), self._label, part)
-        target = named if self._resolver is None else self._resolver.resolve(endpoint, named)
-        return call_patiently(lambda: self._invoke(endpoint, target, body), self._patience)
+        return endpoint, named if self._resolver is None else self._resolver.resolve(endpoint, named)
 
     def _invoke(self, endpoint: EndpointName, target: TargetModel, body: Body) -> Answer:
         reply = self._runtime.invoke_endpoint(EndpointName=endpoint, TargetModel=target, ContentType=body.content_type, Body=body.payload)

@@ -37,6 +37,8 @@ class ServerBook:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/") + "/"
         self._session = URLLib3Session(timeout=70)
+        self._credentials = _credentials()  # found once: looking takes boto3 15 ms; those that expire renew themselves
+        self._region = region_here()
 
     def find(self, model: str) -> ModelReleases | None:
         """None if no version of the model was ever deployed."""
@@ -60,7 +62,7 @@ class ServerBook:
     def _call(self, operation: str, body: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": f"Flatshare.{operation}"}
         request = AWSRequest("POST", self._url, headers=headers, data=msgspec.json.encode(body))
-        SigV4Auth(_credentials(), "sagemaker", region_here()).add_auth(request)
+        SigV4Auth(self._credentials, "sagemaker", self._region).add_auth(request)
         try:
             answer = self._session.send(request.prepare())
         except (NoConnection, HTTPClientError) as error:

@@ -74,14 +74,8 @@ STRUCTURES = (
             "InferenceAmiVersion": _INSTANCE,
         },
     ),
-    Structure(
-        "UpdateEndpointInput",
-        {},
-        {
-            "DeploymentConfig": "checked, kept and told as LastDeploymentConfig; the change is blue/green and all at once, when each new "
-            "instance answers. Alarms are not watched: what starts and then fails is not rolled back",
-        },
-    ),
+    Structure("AutoRollbackConfig", {"Alarms": "there are no CloudWatch alarms yet; what does not start is rolled back in any case."}),
+    Structure("RollingUpdatePolicy", {}, {"RollbackMaximumBatchSize": "a rolling update is rolled back in one batch"}),
     Structure("DesiredWeightAndCapacity", {"ServerlessUpdateConfig": "a multi-model endpoint runs on instances."}),
 )
 
@@ -89,7 +83,8 @@ DIFFERENCES: Mapping[str, str] = {
     "CreateModel": "One container with `Mode=MultiModel`. `ModelDataUrl` may also be `gs://`, `az://` or `file:///`.",
     "CreateEndpointConfig": "Shadow variants also for multi-model endpoints: one, beside one production variant.",
     "CreateEndpoint": "An endpoint whose instances do not start is `Failed`, with the end of the instance's log as `FailureReason`.",
-    "UpdateEndpoint": "A failure of the new instances to start rolls back: `Updating`, `RollingBack`, `InService` with a `FailureReason`.",
+    "UpdateEndpoint": "`DeploymentConfig` is carried out with its waits and its time limit: all at once, canary, linear, rolling. "
+    "A failure of the new instances to start rolls back: `Updating`, `RollingBack`, `InService` with a `FailureReason`.",
     "UpdateEndpointWeightsAndCapacities": "Any number of variants at once, shadow variants too. `DesiredInstanceCount` is at least 1.",
     "DescribeEndpoint": "A server that does not lead (several over one database) counts no current instances.",
     "DeleteEndpoint": "",
@@ -156,9 +151,9 @@ def _runtime() -> Iterator[str]:
     for member in shape.members:
         header = _RUNTIME_MEMBERS.get(member)
         if header is not None:
-            yield f"| InvokeEndpoint | `{member}` | refused | an endpoint {_sentence(FOREIGN[header])} |"
+            yield f"| InvokeEndpoint | `{member}` | refused | an endpoint {_sentence(FOREIGN[header.encode()])} |"
         elif member not in _RUNTIME_WITHOUT_EFFECT:
-            location = shape.members[member].serialization.get("name", "").lower()
+            location = shape.members[member].serialization.get("name", "").lower().encode()
             note = "passed on to the container" if location in FORWARDED else ""
             yield f"| InvokeEndpoint | `{member}` | supported | {note or '-'} |"
     yield f"| InvokeEndpointWithResponseStream | | supported | {_STREAMED} |"

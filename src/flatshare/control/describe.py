@@ -120,5 +120,7 @@ def _variant_status(endpoint: Endpoint) -> list[Params] | None:
     shown = _VARIANT_STATUS.get(endpoint.desired.status)
     if shown is None:
         return None
+    if endpoint.desired.status is Status.UPDATING and endpoint.desired.target and endpoint.desired.target.progress.step:
+        shown = "Baking"  # some of the traffic has moved, and its wait is on
     message = {"StatusMessage": endpoint.failure_reason} if endpoint.failure_reason else {}
     return [{"Status": shown, **message, "StartTime": endpoint.modified_s}]

@@ -11,6 +11,7 @@ from flatshare.control.state import Definition, Endpoint
 from flatshare.core.errors import QuotaExceeded, ValidationFailed
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
+from flatshare.policy.rollout import Progress
 from flatshare.wire.aws_shapes import Params
 
 _IN_PROGRESS = {Status.CREATING, Status.UPDATING, Status.ROLLING_BACK, Status.DELETING}
@@ -33,7 +34,7 @@ def create_endpoint(desk: Desk, params: Params) -> Params:
 
 
 def update_endpoint(desk: Desk, params: Params) -> Params:
-    """Blue/green: the old instances serve until every new one is ready."""
+    """Another fleet takes over, as the DeploymentConfig says; by itself all at once, when every new instance is ready."""
     endpoint = _updatable(desk, params["EndpointName"])
     active = endpoint.desired.active
     assert active is not None, "an endpoint that can be updated has an active deployment. This is a bug."
@@ -41,6 +42,7 @@ def update_endpoint(desk: Desk, params: Params) -> Params:
     if params.get("RetainAllVariantProperties"):
         excluded = {entry["VariantPropertyType"] for entry in params.get("ExcludeRetainedVariantProperties", [])}
         target = _with_retained(target, active, excluded)
+    target = replace(target, progress=Progress(began_s=desk.now_s))
     if not params.get("RetainDeploymentConfig"):
         endpoint = replace(endpoint, deployment_config=checked_deployment_config(params))
     _begin_update(desk, endpoint, target)

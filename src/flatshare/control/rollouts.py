@@ -1,13 +1,13 @@
-"""Step 2 of 4 on a deployment's path: DeploymentConfig, checked by the rules that AWS's model cannot say.
+"""Step 2 of 4 on a deployment's path: DeploymentConfig, checked by the rules that AWS's model cannot say, and read.
 
-Whatever it asks for, the cut-over here is blue/green and all at once, when every new instance answers; a fleet that does not start
-is rolled back. `docs/api-coverage.md` says so. The configuration is kept, and told as LastDeploymentConfig.
+The configuration is kept, and told as LastDeploymentConfig; `policy/rollout.py` does what it says.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flatshare.core.errors import ValidationFailed
+from flatshare.policy.rollout import Rollout, Size
 from flatshare.wire.aws_shapes import Params
 
 
@@ -38,7 +38,53 @@ def checked_deployment_config(params: Params) -> Params | None:
         for name, share in _SHARES.items():
             if name in steps:
                 _check_size(name, steps[name], share)
+    _check_alarms(config)
+    _check_time(config)
     return config
+
+
+def rollout_of(config: Params | None) -> Rollout:
+    """What a configuration that was checked asks for."""
+    config = config or {}
+    rolling: Params = config.get("RollingUpdatePolicy", {})
+    if rolling:
+        size, timeout_s = _size(rolling["MaximumBatchSize"]), rolling.get("MaximumExecutionTimeoutInSeconds")
+        return Rollout(size, is_rolling=True, wait_s=rolling["WaitIntervalInSeconds"], timeout_s=timeout_s)
+    policy: Params = config.get("BlueGreenUpdatePolicy", {})
+    routing: Params = policy.get("TrafficRoutingConfiguration", {})
+    member = _STEP_OF_TYPE.get(routing.get("Type", ""))
+    return Rollout(
+        None if member is None else _size(routing[member]),
+        is_canary=member == "CanarySize",
+        wait_s=routing.get("WaitIntervalInSeconds", 0),
+        termination_wait_s=policy.get("TerminationWaitInSeconds", 0),
+        timeout_s=policy.get("MaximumExecutionTimeoutInSeconds"),
+    )
+
+
+def _size(size: Params) -> Size:
+    return Size(size["Value"], is_percent=size["Type"] == "CAPACITY_PERCENT")
+
+
+def _check_alarms(config: Params) -> None:
+    alarms = [alarm.get("AlarmName", "") for alarm in config.get("AutoRollbackConfiguration", {}).get("Alarms", [])]
+    if alarms:
+        raise ValidationFailed(
+            f"AutoRollbackConfiguration names the alarms {', '.join(alarms)}: flatshare has no CloudWatch alarms yet, so nothing would "
+            "roll back on them. Leave AutoRollbackConfiguration out; instances that do not start are rolled back in any case."
+        )
+
+
+def _check_time(config: Params) -> None:
+    """A deployment that can only end in its timeout is refused. What counts on the fleet's size is not known here."""
+    rollout = rollout_of(config)
+    percent = rollout.size is None or rollout.size.is_percent
+    steps = len(rollout.shares(1)) if percent else 1
+    needed_s = steps * rollout.wait_s + rollout.termination_wait_s
+    if rollout.timeout_s is not None and needed_s >= rollout.timeout_s:
+        raise ValidationFailed(
+            f"MaximumExecutionTimeoutInSeconds of {rollout.timeout_s:g} must be more than all waits together, which are {needed_s:g} s."
+        )
 
 
 def _check_size(name: str, size: Params, share: _Share) -> None:

@@ -17,9 +17,11 @@ from sqlalchemy.engine import Connection
 from flatshare.control.database import Database
 from flatshare.control.listing import Listed, ListQuery
 from flatshare.control.paging import next_items
+from flatshare.control.rollouts import rollout_of
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.core.release import ModelReleases
 from flatshare.policy.diff import Deployment, DeploymentId, DesiredEndpoint, Status, Variant
+from flatshare.policy.rollout import Progress
 
 T = TypeVar("T")
 _META = sql.MetaData()
@@ -207,7 +209,12 @@ def _endpoint_columns(endpoint: Endpoint) -> dict[str, Any]:
 
 def _endpoint(row: Any) -> Endpoint:
     desired = DesiredEndpoint(
-        EndpointName(row.name), row.revision, Status(row.status), active=_deployment(row.active), target=_deployment(row.target)
+        EndpointName(row.name),
+        row.revision,
+        Status(row.status),
+        active=_deployment(row.active),
+        target=_deployment(row.target),
+        rollout=rollout_of(row.deployment_config),
     )
     return Endpoint(desired, row.created_s, row.modified_s, row.failure_reason, row.deployment_config)
 
@@ -216,7 +223,8 @@ def _deployment(data: Any) -> Deployment | None:
     if data is None:
         return None
     variants, shadows = (_variants(data.get(key, [])) for key in ("variants", "shadows"))
-    return Deployment(DeploymentId(data["id"]), data["config_name"], variants, shadows, data.get("settings", {}))
+    progress = Progress(**data.get("progress", {}))
+    return Deployment(DeploymentId(data["id"]), data["config_name"], variants, shadows, data.get("settings", {}), progress)
 
 
 def _variants(listed: list[dict[str, Any]]) -> tuple[Variant, ...]:

@@ -29,6 +29,8 @@ class AccessKey:
     principal: Principal
     secret: str = field(repr=False)
     created_s: float
+    rate_rps: float | None = None
+    """Calls that it may make a second, on all roads together; None for any number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from flatshare.core.tensor import Tensor
 
 Scalar = str | int | float | bool
+FIRST_VERSION = "1"
+"""Of a model that has no versions: a new artifact takes the place of the old one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,6 +21,8 @@ class InferCall:
     wanted: tuple[str, ...] = ()
     """Names of the outputs asked for; none means all."""
     id: str | None = None
+    version: str = ""
+    """The one asked for; none means the model's own choice, its latest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +32,10 @@ class InferResult:
     outputs: tuple[Tensor, ...]
     parameters: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
     """Remarks on the answer: how many tokens were run, which texts were cut."""
+    version: str = FIRST_VERSION
+    """Of the model that answered."""
+    is_final: bool = True
+    """Of a model that answers one call several times: no other comes after it."""
 
     def output(self, name: str) -> Tensor:
         """Raises KeyError if there is none of this name."""
@@ -42,3 +51,10 @@ class ModelSource:
 
     uri: str
     root: str
+
+
+class Urgency(StrEnum):
+    """Whether somebody waits for a model that has to be brought here."""
+
+    DEMAND = "demand"
+    AHEAD = "ahead"

@@ -134,6 +134,10 @@ class UnsupportedModel(BadPackage):
     """Well-formed, but of a kind that this version does not know."""
 
 
+class UnpublishedCode(BadPackage):
+    """The package brings code that no operator of this server has published."""
+
+
 class ModelFailed(FlatshareError):
     """The model's own code raised or answered what its config does not admit, or its container answered an error of its own."""
 
@@ -154,6 +158,10 @@ class Overloaded(FlatshareError):
 
 class OverQuota(Overloaded):
     """The tenant has as many requests or loads waiting as it may."""
+
+
+class RateExceeded(OverQuota):
+    """The access key makes more calls a second than it may."""
 
 
 class TooLate(Overloaded):

@@ -38,6 +38,8 @@ class SecuritySettings:
     """none · sigv4 · bearer"""
     keys_file: Path = Path("keys.json")
     audit_dir: Path = Path("audit")
+    published_code: Path | None = None
+    """As in WorkerSettings."""
     tls_cert: Path | None = None
     tls_key: Path | None = None
 
@@ -69,7 +71,7 @@ class FleetSettings:
     """The file of settings that every instance reads for itself."""
     max_instances: int = 16
     parallel_starts: int = 4
-    """Instances that start at the same time: a start takes a core for half a second."""
+    """Instances that start at the same time: a start takes a core for some hundredths of a second."""
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 30.0
 
@@ -125,6 +127,20 @@ class QueueSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """Section `[disk]`: how models come from the store onto this machine's disk."""
+
+    bandwidth_bytes: int | None = None
+    """Per second, of all fetches of the machine together; None takes what there is."""
+    ahead_share: float = 0.3
+    """Of the bandwidth: what fetches that nobody waits for yet may take, and only while nobody waits for another."""
+    parallel_fetches: int = 2
+    """Of each instance, besides the one ahead."""
+    prefetch_every_s: float = 60.0
+    """How often to look for a model that is worth bringing onto the disk ahead of its next request."""
+
+
+@dataclass(frozen=True, slots=True)
 class TenantSettings:
     """Section `[tenants.NAME]`; `[tenants.default]` is for those without one."""
 
@@ -147,6 +163,7 @@ class SharingSettings:
     memory: CacheSettings = field(default_factory=CacheSettings)
     queue: QueueSettings = field(default_factory=QueueSettings)
     tenants: Mapping[Tenant, TenantSettings] = field(default_factory=dict)
+    disk: DiskSettings = field(default_factory=DiskSettings)
 
     def tenant(self, tenant: Tenant) -> TenantSettings:
         return self.tenants.get(tenant) or self.tenants.get(DEFAULT_TENANT) or TenantSettings()
@@ -190,6 +207,8 @@ class WorkerSettings:
     """Keep one worker started ahead, its libraries imported."""
     is_tidy: bool = True
     """Gradients off, garbage collected and memory given back by the host."""
+    published_code: Path | None = None
+    """The file of digests of the code that may run; None lets any run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from flatshare.core.call import InferCall
-from flatshare.core.errors import BadInput
+from flatshare.core.call import FIRST_VERSION, InferCall
+from flatshare.core.errors import BadInput, UnknownTarget
 from flatshare.core.tensor import Tensor
 
 
@@ -43,21 +43,24 @@ class Signature:
     """As v2 metadata names it: `flatshare_mapped`, `onnxruntime_onnx`, `python`, `ensemble` …"""
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    versions: tuple[str, ...] = (FIRST_VERSION,)
+    """That are served, ascending."""
+
+    def require_version(self, version: str) -> None:
+        """Raises UnknownTarget for one that is not served."""
+        if version and version not in self.versions:
+            raise UnknownTarget(f"the model has no version '{version[:64]}': it has {', '.join(self.versions)}")
 
     def require(self, call: InferCall) -> None:
         """Raises BadInput, with what the model takes, if the call's tensors or the outputs it asks for are none of the model's."""
-        known = {info.name: info for info in self.inputs}
         for tensor in call.inputs.values():
-            info = known.get(tensor.name)
-            if info is None or not _fits(tensor, info):
+            if not any(info.name == tensor.name and _fits(tensor, info) for info in self.inputs):
                 asked = f"'{tensor.name[:64]}' {tensor.datatype} {list(tensor.shape)}"
                 raise BadInput(f"the model has no input {asked}: it takes {_listed(self.inputs)}")
         missing = [info for info in self.inputs if not info.is_optional and info.name not in call.inputs]
         if missing:
             raise BadInput(f"input {_listed(missing)} is missing: the model takes {_listed(self.inputs)}")
-        outputs = {info.name for info in self.outputs}
-        unknown = [name for name in call.wanted if name not in outputs]
-        if unknown:
+        if call.wanted and (unknown := [name for name in call.wanted if all(info.name != name for info in self.outputs)]):
             raise BadInput(f"the model has no output '{unknown[0][:64]}': it gives {_listed(self.outputs)}")
 
 

@@ -38,3 +38,5 @@ class Routes:
     """Every endpoint that is in service. Replaced as a whole, so that a reader sees one moment."""
 
     endpoints: dict[EndpointName, EndpointRoute]
+    stands_by: bool = False
+    """Another server over the same database acts: nothing runs here."""

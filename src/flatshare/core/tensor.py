@@ -63,7 +63,8 @@ def text_tensor(name: str, texts: Sequence[str]) -> Tensor:
     """A BYTES tensor [texts]. Raises BadInput for a text that UTF-8 cannot say (half a surrogate pair)."""
     data = np.empty(len(texts), object)
     try:
-        data[:] = [text.encode() for text in texts]
+        for index, text in enumerate(texts):  # assigned as a slice, the list would become an array of its own first
+            data[index] = text.encode()
     except UnicodeEncodeError as error:
         raise BadInput(f"a text in '{name}' is not valid Unicode: {error.reason}") from error
     return Tensor(name, BYTES, data)

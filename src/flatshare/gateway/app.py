@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import orjson
-from structlog.contextvars import bind_contextvars
 
 from flatshare.core.access import Ask
 from flatshare.core.errors import BadInput, FlatshareError
@@ -21,7 +20,7 @@ from flatshare.gateway.readiness import Readiness
 from flatshare.gateway.status import FleetStatus
 from flatshare.security.entry import Entry
 from flatshare.security.guard import ANYBODY, Road
-from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
 from flatshare.wire import asks, aws_json, sagemaker
 from flatshare.wire.faults import control_fault
@@ -77,7 +76,7 @@ class FrontDoor:
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer, also when there is a bug."""
         request.id = next(self._request_ids)
-        bind_contextvars(request_id=request.id)
+        CURRENT_REQUEST.set(request.id)
         try:
             reply = await self._route(request)
         except FlatshareError as error:
@@ -92,7 +91,7 @@ class FrontDoor:
         return self._stamped(reply, request)
 
     async def _route(self, request: Request) -> Reply:
-        if request.path not in _PROBES:
+        if not self._readiness.has_started and request.path not in _PROBES:
             await self._readiness.until_started()
         if request.path == "/v2" or request.path.startswith("/v2/"):
             return await self._open_inference.handle(request)

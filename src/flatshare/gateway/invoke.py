@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -56,6 +55,24 @@ class Outcome:
     """None if no instance answered."""
 
 
+class Admission:
+    """How many requests are under way, and the most that may be. No generator's context: every request passes it."""
+
+    __slots__ = ("_most", "in_flight")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.in_flight = 0
+
+    def __enter__(self) -> None:
+        if self.in_flight >= self._most:
+            raise Overloaded(f"{self.in_flight} requests are under way, the limit: call again later")
+        self.in_flight += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.in_flight -= 1
+
+
 class Invoker:
     """The journey of one call through the gateway."""
 
@@ -64,23 +81,18 @@ class Invoker:
         self._routes = routes
         self._metrics = metrics
         self._shadows = shadows
-        self._in_flight = 0
+        self._admission = Admission(settings.max_in_flight)
         self.statistics = ModelStatistics()
-        metrics.in_flight.set_function(lambda: self._in_flight)
+        metrics.in_flight.set_function(lambda: self._admission.in_flight)
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """For the time that a request is under way. Raises Overloaded."""
-        self._in_flight += 1
-        try:
-            if self._in_flight > self._settings.max_in_flight:
-                raise Overloaded(f"{self._in_flight} requests are under way, the limit: call again later")
-            yield
-        finally:
-            self._in_flight -= 1
+    def admitted(self) -> "Admission":
+        """For the time that a request is under way. Entering raises Overloaded."""
+        return self._admission
 
     async def ask(self, call: ModelCall) -> Answer:
         """What a model says. A target model with a label, such as `acme/intent@live`, is looked up first."""
+        if "@" not in call.target:
+            return await self._send(call)
 
         async def ask_artifact(target: TargetModel) -> Answer:
             return await self._send(call if target == call.target else replace(call, target=target))
@@ -110,13 +122,13 @@ class Invoker:
     def _hold(self, reply: Reply, upstream: Upstream) -> Reply:
         """An answer that comes in parts is under way until its last."""
         if reply.parts is not None:
-            self._in_flight += 1
+            self._admission.in_flight += 1
             upstream.in_flight += 1
             reply.parts = streaming.HeldParts(reply.parts, partial(self._let_go, upstream))
         return reply
 
     def _let_go(self, upstream: Upstream) -> None:
-        self._in_flight -= 1
+        self._admission.in_flight -= 1
         upstream.in_flight -= 1
 
     async def unload(self, endpoint: EndpointName, target: TargetModel) -> None:
@@ -139,7 +151,8 @@ class Invoker:
             return
         is_success = answer.reply.status < 300
         if is_success:
-            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0))
+            cause = next((value.decode() for name, value in answer.reply.headers if name == container.COLD_CAUSE), "")
+            self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0), cause)
         if answer.reply.status != 404:  # callers invent names
             ran_s = phases.get("model", 0.0)
             self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)

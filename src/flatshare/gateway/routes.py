@@ -74,18 +74,23 @@ class RouteTable:
             raise UnknownEndpoint(f"Endpoint {name} of account {self._account} not found.") from None
 
     def variant(self, endpoint: EndpointRoute, wanted: VariantName | None, point: float) -> VariantRoute:
-        """The variant asked for, or one drawn by weight with `point` in [0, 1). Raises UnknownVariant."""
-        if wanted is None:
-            return endpoint.variants[route.pick_weighted([v.weight for v in endpoint.variants], point)]
-        for variant in endpoint.variants:
-            if variant.name == wanted:
-                return variant
-        names = ", ".join(variant.name for variant in endpoint.variants)
+        """One drawn by weight with `point` in [0, 1), of all, or of those of that name: while an update moves the traffic there are two.
+
+        Raises UnknownVariant.
+        """
+        if wanted is None and len(endpoint.variants) == 1:
+            return endpoint.variants[0]
+        named = [variant for variant in endpoint.variants if wanted in {None, variant.name}]
+        if named:
+            return named[route.pick_weighted([variant.weight for variant in named], point)]
+        names = ", ".join(dict.fromkeys(variant.name for variant in endpoint.variants))
         raise UnknownVariant(f"Endpoint {endpoint.name} has no production variant '{wanted}': it has {names}")
 
     def upstream(self, variant: VariantRoute, model: ModelKey, avoid: frozenset[InstanceId]) -> Upstream | None:
         """The instance for this model, other than those in `avoid`; None if there is none left."""
-        known = (self._upstreams[a.id] for a in variant.instances if a.id not in avoid)
+        known = [self._upstreams[a.id] for a in variant.instances if a.id not in avoid]
+        if len(known) == 1:
+            return known[0]
         loads = [InstanceLoad(upstream.id, upstream.in_flight) for upstream in known]
         return self._upstreams[route.choose(model, loads)] if loads else None
 

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from flatshare.core.errors import InstanceGone
+from flatshare.core.readings import ModelMetric
 from flatshare.core.state import EndpointRoute
 from flatshare.gateway.routes import RouteTable, Upstream
 from flatshare.gateway.shadow import Shadows
@@ -66,4 +67,10 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         waiting=status["waiting"],
         decisions=status["decision_counts"],
         evictions=status["eviction_counts"],
+        refusals=status["refusal_counts"],
+        queues=status["waiting_by_class"],
+        pressure_bytes=balance["pressure"],
+        thrash_index=status["thrash"]["index"],
+        lacks_memory=status["thrash"]["lacks_memory"],
+        model_metrics=tuple(ModelMetric(**fields) for fields in status.get("model_metrics", ())),
     )

@@ -1,27 +1,31 @@
 """Step 4 of a request's path: the instance's door, which speaks the container contract (wire/container.py)."""
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from urllib.parse import parse_qs
 
 import orjson
-from structlog.contextvars import bind_contextvars
 
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput, FlatshareError, NotResident
+from flatshare.core.errors import BadInput, FlatshareError, NeverFits, NotResident, OutOfMemory, Overloaded, OverQuota, TooLate
 from flatshare.core.ids import ArtifactUri, ModelKey, model_key
+from flatshare.core.readings import ModelMetric
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
 from flatshare.telemetry.journal import Journal
-from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
+_REFUSALS: dict[type[FlatshareError], str] = {
+    Overloaded: "overloaded", OverQuota: "over_quota", TooLate: "too_late", OutOfMemory: "no_room", NeverFits: "never_fits",
+}  # fmt: skip
 _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact|/explain)?")
 
 
@@ -37,8 +41,9 @@ class InstanceApp:
         backend: Backend,
         explainer: Explainer,
         single: ModelSource | None = None,
+        model_metrics: Callable[[], list[ModelMetric]] = list,
     ) -> None:
-        """`single` is the model of POST /invocations."""
+        """`single` is the model of POST /invocations; `model_metrics` what models count for themselves."""
         self._server = server
         self._cache = cache
         self._workbench = workbench
@@ -46,6 +51,8 @@ class InstanceApp:
         self._backend = backend
         self._explainer = explainer
         self._single = single
+        self._refusals: Counter[str] = Counter()
+        self._model_metrics = model_metrics
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
             ("GET", "/models"): self._list,
@@ -57,10 +64,12 @@ class InstanceApp:
 
     async def handle(self, request: Request) -> Reply:
         """Every request gets an answer: this is the boundary where what went wrong becomes a status."""
-        bind_contextvars(request_id=request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
+        CURRENT_REQUEST.set(request.headers.get(REQUEST_ID, b"-")[:64].decode("latin-1"))
         try:
             return await self._route(request)
         except FlatshareError as error:
+            if (reason := _REFUSALS.get(type(error))) is not None:
+                self._refusals[reason] += 1
             return container.error_reply(faults.container_status(error), type(error).__name__, str(error))
         except Exception as error:
             log.exception("request_failed", path=request.path)
@@ -68,6 +77,8 @@ class InstanceApp:
 
     async def _route(self, request: Request) -> Reply:
         path = _PATH.fullmatch(request.path)
+        if path is not None and path["action"] == "/invoke" and request.method == "POST":  # first, since nearly all are
+            return await self._server.invoke(ModelKey(path["key"]), container.parse_source(request), request)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
             if handler is None:
@@ -78,14 +89,12 @@ class InstanceApp:
     async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
         reply = Reply(200)
         match request.method, action:
-            case "POST", "/invoke":
-                reply = await self._server.invoke(key, container.parse_source(request), request)
             case "GET", None:
                 reply = self._describe(key)
             case "DELETE", None:
                 await self._cache.unload(key)
             case "GET", "/metadata":
-                reply = await self._server.describe(key, container.parse_source(request))
+                reply = await self._server.describe(key, container.parse_source(request), request.header(container.MODEL_VERSION))
             case "GET", "/explain":
                 reply = await self._explain(key, request)
             case "GET", "/artifact":
@@ -129,17 +138,21 @@ class InstanceApp:
         return Reply(200, orjson.dumps(asdict(self._cache.balance())))
 
     async def _status(self, _: Request) -> Reply:
+        thrash = self._cache.demand.thrash
         status = {
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
+            "model_metrics": [asdict(metric) for metric in self._model_metrics()],
             "in_flight": self._workbench.in_flight,
             "waiting": self._workbench.waiting,
+            "waiting_by_class": {**self._workbench.waiting_by_class(), "load": len(self._cache.loading())},
             "waiting_by_tenant": self._workbench.waiting_by_tenant(),
             "merged": self._workbench.merged,
-            "thrash": asdict(self._cache.demand.thrash) | {"lacks_memory": self._cache.demand.lacks_memory},
+            "thrash": asdict(thrash) | {"index": thrash.index, "lacks_memory": self._cache.demand.lacks_memory},
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,
             "eviction_counts": self._journal.evictions,
+            "refusal_counts": self._refusals,
         }
         return Reply(200, orjson.dumps(status))

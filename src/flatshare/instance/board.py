@@ -6,7 +6,6 @@ When an instance has died, the next one reads what was under way: those models a
 import fcntl
 import mmap
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.ids import ModelKey
 from flatshare.core.signature import Signature
-from flatshare.instance.backends.base import LoadedModel
+from flatshare.instance.backends.base import LoadedModel, StopSign
 
 _SLOT, _SLOTS = 64, 256  # a key has 32 characters, or up to 64 that somebody else chose
 
@@ -28,26 +27,32 @@ class Board:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._file, _SLOT * _SLOTS)
+        os.posix_fallocate(self._file, 0, _SLOT * _SLOTS)  # all of it: a mark on a full disk would be SIGBUS
         self._map = mmap.mmap(self._file, _SLOT * _SLOTS)
         self._free = list(range(_SLOTS))
-        self._lock = threading.Lock()
 
     @contextmanager
     def marked(self, key: ModelKey) -> Iterator[None]:
         """While this lasts, the model is under way. From any thread."""
-        with self._lock:
-            slot = self._free.pop() if self._free else None
-        if slot is None:
-            yield
-            return
-        self._map[slot * _SLOT : (slot + 1) * _SLOT] = key.encode()[:_SLOT].ljust(_SLOT, b"\0")
+        slot = self.mark(key)
         try:
             yield
         finally:
+            self.clear(slot)
+
+    def mark(self, key: ModelKey) -> int | None:
+        """The model is under way until the mark is cleared. None: the board is full."""
+        try:
+            slot = self._free.pop()  # one step of the interpreter, so it needs no lock
+        except IndexError:
+            return None
+        self._map[slot * _SLOT : (slot + 1) * _SLOT] = key.encode()[:_SLOT].ljust(_SLOT, b"\0")
+        return slot
+
+    def clear(self, slot: int | None) -> None:
+        if slot is not None:
             self._map[slot * _SLOT : (slot + 1) * _SLOT] = bytes(_SLOT)
-            with self._lock:
-                self._free.append(slot)
+            self._free.append(slot)
 
     def close(self) -> None:
         """At a regular end: nothing was under way."""
@@ -84,9 +89,12 @@ class Marked:
     def signature(self) -> Signature:
         return self._model.signature
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
-        with self._board.marked(self._key):
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
+        slot = self._board.mark(self._key)
+        try:
             return self._model.run(call, stop)
+        finally:
+            self._board.clear(slot)
 
     def __getattr__(self, name: str) -> Any:
         """What some engines' models have beyond `run`, on the board too if it can be called."""

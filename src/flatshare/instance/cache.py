@@ -11,83 +11,29 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import Clock
-from flatshare.core.errors import (
-    AlreadyLoaded,
-    FlatshareError,
-    NotResident,
-    OutOfMemory,
-    Overloaded,
-    OverQuota,
-)
+from flatshare.core.errors import Abandoned, AlreadyLoaded, FlatshareError, NotResident, OutOfMemory
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, LoadedModel, RemoteModel
+from flatshare.instance.backends.base import Backend, RemoteModel
 from flatshare.instance.board import Board
 from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder
+from flatshare.instance.holding import Holding, Lease, Loaded
+from flatshare.instance.load_line import Loads, arrival, too_late
 from flatshare.instance.loading import Loader
-from flatshare.instance.room import Held, Room
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.room import Held, ResidentInfo, Room
+from flatshare.policy.loads import Start
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("cache")
 _RECHECK_FAILED_S = 300.0
 PLAIN_SHARING = SharingSettings()
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """A model lent out: it stays in memory until the lease ends."""
-
-    model: LoadedModel | RemoteModel
-    digest: ModelDigest
-    cold_start_s: float | None
-    """How long this request waited for the load; None if the model was there."""
-    tenant: Tenant
-
-
-@dataclass(frozen=True, slots=True)
-class ResidentInfo:
-    """A model in memory, as status reports show it."""
-
-    key: ModelKey
-    uri: str
-    digest: ModelDigest
-    leases: int
-    idle_s: float
-    mapped_bytes: int
-
-
-@dataclass(slots=True)
-class _Entry:
-    """The cache's own record of a model that is loading or resident."""
-
-    source: ModelSource
-    tenant: Tenant
-    ready: asyncio.Task["_Loaded"]
-    began_s: float
-    used_s: float
-    checked_s: float
-    """When the artifact was last looked at."""
-    leases: int = 0
-    loaded_s: float = 0.0
-    is_scratch: bool = False
-
-
-@dataclass(slots=True)
-class _Loaded:
-    digest: ModelDigest
-    mapped_bytes: int
-    model: list[LoadedModel | RemoteModel] = field(repr=False)
-    """The only lasting reference; emptied on a loader thread, since unmapping takes a millisecond."""
-    took_s: float
 
 
 class ModelCache:
@@ -115,39 +61,60 @@ class ModelCache:
         self._journal = journal
         self._patience_s = patience_s
         self._recheck_s = recheck_s
-        self._entries: dict[ModelKey, _Entry] = {}
+        self._entries: dict[ModelKey, Holding] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
         self._sharing = sharing
-        self._turns = Turnstile(sharing.queue.parallel_loads)
+        self._loads = Loads(sharing.queue)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
         self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
-    async def lease(self, key: ModelKey, source: ModelSource | None) -> AsyncIterator[Lease]:
-        """Lend the model for one request, loading it first if `source` says where it lies. Raises NotResident, or why the load failed."""
+    async def lease(self, key: ModelKey, source: ModelSource | None, deadline_s: float | None = None) -> AsyncIterator[Lease]:
+        """Lend the model for the time of a block: `borrow`, and `give_back` at its end."""
+        lease = await self.borrow(key, source, deadline_s)
+        try:
+            yield lease
+        finally:
+            self.give_back(lease)
+
+    async def borrow(self, key: ModelKey, source: ModelSource | None, deadline_s: float | None = None) -> Lease:
+        """Lend the model for one request, loading it first if `source` says where it lies, and if that can be done by the deadline.
+
+        Raises NotResident, TooLate, or why the load failed.
+        """
         entry = self._entries.get(key)
         is_cold = entry is None or not entry.ready.done()
         asked_s = self._clock.monotonic_s()
         if entry is None:
             if source is None:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
-            entry = self._begin(key, source)
-        elif self._recheck_task is None and _is_loaded(entry) and asked_s - entry.checked_s > self._recheck_s:
+            entry = self._begin_by(key, source, deadline_s)
+        elif is_cold:
+            self._finder.hasten(entry.source)
+        elif self._recheck_task is None and entry.is_loaded and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
-        self.demand.visit(key, entry.source)
+        if not is_cold:
+            loaded = entry.ready.result()
+            entry.leases += 1
+            self._loader.activity += 1
+            return Lease(loaded.model[0], loaded.digest, None, entry.tenant, key, entry)
         entry.leases += 1
-        self._loader.activity += not is_cold
+        self.demand.visit(key, entry.source)
         try:
-            loaded = entry.ready.result() if entry.ready.done() else await asyncio.shield(entry.ready)
-            waited_s = self._clock.monotonic_s() - asked_s if is_cold else None
-            yield Lease(loaded.model[0], loaded.digest, waited_s, entry.tenant)
-        finally:
-            entry.leases -= 1
-            entry.used_s = self._clock.monotonic_s()
-            self.room.changed.set()
+            loaded = await arrival(entry.ready, deadline_s)
+        except BaseException:
+            self._let_go(entry)
+            raise
+        return Lease(loaded.model[0], loaded.digest, self._clock.monotonic_s() - asked_s, entry.tenant, key, entry, self.demand.cause(key))
+
+    def give_back(self, lease: Lease) -> None:
+        """End a lease. A visit that cost nothing is written down once the answer is on its way."""
+        self._let_go(lease.held)
+        if lease.cold_start_s is None:
+            asyncio.get_running_loop().call_soon(self.demand.visit, lease.key, lease.held.source)
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""
@@ -159,7 +126,9 @@ class ModelCache:
     async def warm(self, key: ModelKey, source: ModelSource) -> None:
         """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
         if key not in self._entries:
-            await asyncio.shield(self._begin(key, source).ready)
+            entry = self._begin(key, source, Urgency.AHEAD)
+            entry.is_ahead = True
+            await asyncio.shield(entry.ready)
 
     async def require(self, key: ModelKey, source: ModelSource | None) -> None:
         """Raises UnknownTarget if there is no such model, in memory or at `source`, and NotResident without a source. Loads nothing."""
@@ -176,13 +145,13 @@ class ModelCache:
             raise NotResident(f"model {key} is not loaded")
         while entry.leases > 0 or not entry.ready.done():
             await self.room.change()
-        if self._entries.get(key) is entry and _is_loaded(entry):
+        if self._entries.get(key) is entry and entry.is_loaded:
             await self.remove(key, "unload", "asked", "asked for")
 
     def replace(self, digests: frozenset[ModelDigest], reason: str) -> None:
         """Models of these digests leave as soon as their riders have, and the next request loads them anew."""
         for key, entry in list(self._entries.items()):
-            if _is_loaded(entry) and entry.ready.result().digest in digests:
+            if entry.is_loaded and entry.ready.result().digest in digests:
                 self._begin_removal(key, "replace", "replaced", reason)
 
     async def set_memory(self, memory_bytes: int) -> None:
@@ -208,7 +177,7 @@ class ModelCache:
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
         now = self._clock.monotonic_s()
-        ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if _is_loaded(entry)]
+        ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if entry.is_loaded]
         infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes) for k, e, m in ready]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
@@ -218,7 +187,7 @@ class ModelCache:
     def source_of(self, key: ModelKey) -> ModelSource | None:
         """Where a loaded model came from; None if it is not loaded."""
         entry = self._entries.get(key)
-        return entry.source if entry is not None and _is_loaded(entry) else None
+        return entry.source if entry is not None and entry.is_loaded else None
 
     def reservation_for(self, stored: StoredModel) -> Reservation:
         """What a load would take."""
@@ -227,53 +196,68 @@ class ModelCache:
     def state_of(self, key: ModelKey) -> str:
         """resident, loading or absent."""
         entry = self._entries.get(key)
-        return "absent" if entry is None else "resident" if _is_loaded(entry) else "loading"
+        return "absent" if entry is None else "resident" if entry.is_loaded else "loading"
 
     def check(self) -> None:
         """Invariants, for tests: the ledgers balance, and hold exactly the models that are in memory."""
         self._books.check()
         assert all(entry.leases >= 0 for entry in self._entries.values())
-        if not self._departing and all(_is_loaded(entry) for entry in self._entries.values()):
+        if not self._departing and all(entry.is_loaded for entry in self._entries.values()):
             assert self._books.balance().models == len(self._entries)
+
+    def _let_go(self, entry: Holding) -> None:
+        entry.leases -= 1
+        entry.used_s = self._clock.monotonic_s()
+        if not entry.leases:  # a plan costs milliseconds: not for each rider of a model that stays in use
+            self.room.changed.set()
 
     # Loading.
 
-    def _begin(self, key: ModelKey, source: ModelSource) -> _Entry:
+    def _begin_by(self, key: ModelKey, source: ModelSource, deadline_s: float | None) -> Holding:
+        """Raises TooLate, at once, if the model would not be there by the deadline."""
+        begun = self._loads.start(len(self.loading()), self.demand.reload_s(key), deadline_s)
+        if begun is Start.FOR_THIS:
+            return self._begin(key, source)
+        self.demand.visit(key, source)
+        if begun is Start.FOR_THE_NEXT:
+            self._begin(key, source).is_ahead = True
+        raise too_late(key, begun)
+
+    def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Holding:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
-        self._require_place(tenant)
+        self._loads.require_place(tenant, self.loading())
         now = self._clock.monotonic_s()
-        task = asyncio.get_running_loop().create_task(self._load(key, source))
-        entry = self._entries[key] = _Entry(source, tenant, task, began_s=now, checked_s=now, used_s=now)
+        task = asyncio.get_running_loop().create_task(self._load(key, source, urgency))
+        entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
-    def _require_place(self, tenant: Tenant) -> None:
-        queue = self._sharing.queue
-        loading = [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
-        if len(loading) >= queue.max_waiting_loads:
-            raise Overloaded(f"{len(loading)} models are being loaded already: call again later, or add instances")
-        if loading.count(tenant) >= queue.max_waiting_loads_per_tenant:
-            raise OverQuota(f"{loading.count(tenant)} models of tenant {tenant} are being loaded already, its limit: call again later")
+    def loading(self) -> list[Tenant]:
+        """The tenant of each model that is on its way in, or waits for its turn."""
+        return [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
 
-    def _settle(self, key: ModelKey, entry: _Entry, done: asyncio.Task[_Loaded]) -> None:
+    def _settle(self, key: ModelKey, entry: Holding, done: asyncio.Task[Loaded]) -> None:
         """A load that failed leaves no trace but its reason."""
         error = asyncio.CancelledError("the instance stops") if done.cancelled() else done.exception()
         if error is not None:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
-            self._note("refuse" if isinstance(error, OutOfMemory) else "fail", entry.source.uri, sentence, entry.began_s)
+            kind = "refuse" if isinstance(error, OutOfMemory) else "give_up" if isinstance(error, Abandoned) else "fail"
+            self._note(kind, entry.source.uri, sentence, entry.began_s)
+        self._loads.over(len(self.loading()))
         self.room.changed.set()
 
-    async def _load(self, key: ModelKey, source: ModelSource) -> _Loaded:
+    async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
         started_s = self._clock.monotonic_s()
-        stored = await self._finder.find(source, self._digests_in_use())
+        stored = await self._finder.find(source, self._digests_in_use(), urgency)
+        found_s = self._clock.monotonic_s() - started_s
         reservation = self._loader.reservation(stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
         try:
             async with asyncio.timeout(None) as patience:
-                while (loaded := await self._in_turn(key, source, stored, reservation, started_s)) is None:
+                while (loaded := await self._in_turn(key, source, stored, reservation, found_s)) is None:
                     if patience.when() is None:
                         patience.reschedule(asyncio.get_running_loop().time() + self._patience_s)
                     await self.room.change(0.25)
@@ -287,22 +271,24 @@ class ModelCache:
         return loaded
 
     async def _in_turn(
-        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, started_s: float
-    ) -> _Loaded | None:
+        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, found_s: float
+    ) -> Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
         tenant = self.room.tenant(source)
-        async with self._turns.turn(tenant, self._sharing.tenant(tenant).weight):
+        async with self._loads.turns.turn(tenant, self._sharing.tenant(tenant).weight):
+            entry, began_s = self._entries[key], self._clock.monotonic_s()
+            if not entry.leases and not entry.is_ahead and self._loads.turns.waiting:
+                raise Abandoned("whoever had asked for it left before its turn, and others wait for theirs")
             entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
             model = await self._loader.load(key, stored)
         now_s = self._clock.monotonic_s()
-        if (entry := self._entries.get(key)) is not None:
-            entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
-        self.demand.loaded(key, now_s - started_s)
-        self._note("load", source.uri, entrance.reason, started_s)
+        entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
+        self.demand.loaded(key, found_s + now_s - began_s)  # without the wait for a turn, which is not the model's
+        self._note("load", source.uri, entrance.reason, entry.began_s)
         manifest = stored.manifest
-        return _Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - started_s)
+        return Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - entry.began_s)
 
     def is_quiet(self, but: ModelKey | None = None) -> bool:
         """Nobody runs, loads or leaves, except for this one."""
@@ -311,7 +297,7 @@ class ModelCache:
 
     # Keeping up with artifacts.
 
-    async def _recheck(self, key: ModelKey, entry: _Entry) -> None:
+    async def _recheck(self, key: ModelKey, entry: Holding) -> None:
         """Has the artifact changed? Then the new version is imported while the old one serves, and the next request loads it.
 
         An artifact that is gone, broken or out of reach changes nothing: what is in memory goes on serving.
@@ -336,12 +322,12 @@ class ModelCache:
 
     def held(self) -> Iterator[Held]:
         for key, entry in self._entries.items():
-            if _is_loaded(entry):
+            if entry.is_loaded:
                 yield Held(key, entry.source, entry.used_s, entry.loaded_s, entry.leases, entry.is_scratch)
 
     def is_idle(self, key: ModelKey) -> bool:
         entry = self._entries.get(key)
-        return entry is not None and _is_loaded(entry) and entry.leases == 0
+        return entry is not None and entry.is_loaded and entry.leases == 0
 
     async def remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
         await asyncio.shield(self._begin_removal(key, kind, cause, reason))
@@ -349,7 +335,7 @@ class ModelCache:
     @property
     def can_change(self) -> bool:
         held = (entry for key, entry in self._entries.items() if key in self._books)
-        return bool(self._departing) or any(entry.leases > 0 or not _is_loaded(entry) for entry in held)
+        return bool(self._departing) or any(entry.leases > 0 or not entry.is_loaded for entry in held)
 
     async def shrink(self) -> None:
         """Have the engines give back what they and the heap keep."""
@@ -365,7 +351,7 @@ class ModelCache:
         departure.add_done_callback(lambda _: self._departing.pop(key))
         return departure
 
-    async def _depart(self, key: ModelKey, entry: _Entry, kind: str, cause: str, reason: str) -> None:
+    async def _depart(self, key: ModelKey, entry: Holding, kind: str, cause: str, reason: str) -> None:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self.room.change()
@@ -373,7 +359,7 @@ class ModelCache:
         if isinstance(model, RemoteModel):
             await model.close()
         del model
-        is_last = not any(_is_loaded(other) for other in self._entries.values())
+        is_last = not any(other.is_loaded for other in self._entries.values())
         await asyncio.get_running_loop().run_in_executor(self._threads, self._dispose, entry.ready.result(), is_last)
         self._books.release(key)
         if kind == "evict":
@@ -381,19 +367,15 @@ class ModelCache:
         self._note(kind, entry.source.uri, reason, started_s, cause)
         self.room.changed.set()
 
-    def _dispose(self, loaded: _Loaded, is_last: bool) -> None:
+    def _dispose(self, loaded: Loaded, is_last: bool) -> None:
         loaded.model.clear()
         if is_last:
             self._backend.shrink()
 
     def _digests_in_use(self) -> frozenset[ModelDigest]:
-        return frozenset(entry.ready.result().digest for entry in self._entries.values() if _is_loaded(entry))
+        return frozenset(entry.ready.result().digest for entry in self._entries.values() if entry.is_loaded)
 
     def _note(self, kind: str, uri: str, reason: str, started_s: float, cause: str = "") -> None:
         took_ms = 1e3 * (self._clock.monotonic_s() - started_s)
         self._journal.note(Entry(self._clock.wall_s(), kind, uri, reason, took_ms, cause))
         log.info(f"model_{kind}", uri=uri, reason=reason, took_ms=round(took_ms, 1))
-
-
-def _is_loaded(entry: _Entry) -> bool:
-    return entry.ready.done() and not entry.ready.cancelled() and entry.ready.exception() is None

@@ -5,7 +5,11 @@ One record per model that was ever asked for, the longest forgotten ones given u
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import Clock
@@ -17,6 +21,7 @@ from flatshare.policy.worth import Season, Visits
 MOST = 100_000
 _UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
 _SMOOTHING = 0.3
+UNREADABLE = (OSError, orjson.JSONDecodeError, TypeError, KeyError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,15 @@ class Known:
     reload_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What an instance wrote down of a model, and how long ago it was asked for."""
+
+    key: ModelKey
+    known: Known
+    age_s: float
+
+
 class DemandBook:
     """Owned by the cache."""
 
@@ -36,7 +50,9 @@ class DemandBook:
         self._began_s = clock.monotonic_s()
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._cohort = [0.0] * worth.BINS
+        self._silences = [0] * worth.GAP_BINS
         self._evicted_s: dict[ModelKey, float] = {}
+        self._causes: dict[ModelKey, str] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
         self._thrashes_since_s: float | None = None
 
@@ -48,9 +64,10 @@ class DemandBook:
             visits = worth.first_visit(now_s, hour)
             self._models[key] = Known(source, visits, _UNKNOWN_RELOAD_S)
             if len(self._models) > MOST:
-                self._models.popitem(last=False)
+                self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
             visits = worth.next_visit(known.visits, now_s, hour)
+            self._silences[worth.gap_bin(max(0.0, now_s - known.visits.last_s))] += 1
             self._models[key] = Known(source, visits, known.reload_s)
             self._models.move_to_end(key)
         if known is None or visits.starts is not known.visits.starts:
@@ -64,8 +81,24 @@ class DemandBook:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
             self._models[key] = Known(known.source, known.visits, reload_s)
         evicted_s = self._evicted_s.pop(key, None)
+        self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
         self._thrashes_since_s = thrash.since_when(self.thrash, self._thrashes_since_s, now_s)
+
+    def _note_cause(self, key: ModelKey, evicted_ago_s: float | None) -> None:
+        if evicted_ago_s is not None:
+            self._causes[key] = f"evicted {evicted_ago_s:.0f} s before, for room"
+        elif key in self._models:
+            was_here = "it was unloaded, had expired, or its artifact is another one"
+            self._causes[key] = was_here if key in self._causes else "first call on this instance"
+
+    def cause(self, key: ModelKey) -> str:
+        """Why the model had to be loaded when it was loaded last."""
+        return self._causes.get(key, "")
+
+    def evicted_models(self) -> list[ModelKey]:
+        """Those that left for others and have not come back: what may be loaded again ahead of its callers."""
+        return [key for key in self._evicted_s if key in self._models]
 
     def evicted(self, key: ModelKey) -> None:
         now_s = self._clock.monotonic_s()
@@ -80,7 +113,8 @@ class DemandBook:
         # All that was watched so far was in the hours just past; later each hour of a weekday has come five times a week.
         bin_h = min(observed_h, max(1.0, observed_h * (5 if hour < 24 else 2) / 168))
         models = max(1, len(self._models))
-        return Season(now_s, hour, observed_h, bin_h, self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models)
+        rate, starts = self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models
+        return Season(now_s, hour, observed_h, bin_h, rate, starts, tuple(self._silences))
 
     def worth(self, key: ModelKey, season: Season, weight: float) -> float:
         known = self._models.get(key)
@@ -116,7 +150,24 @@ class DemandBook:
         if key in self._models:
             return
         then_s = self._clock.monotonic_s() - age_s
-        visits = Visits(then_s, known.visits.requests, known.visits.starts, known.visits.gap_sum_s, known.visits.gaps, 1.0, then_s)
+        visits = replace(known.visits, last_s=then_s, recent=1.0, recent_s=then_s)
         self._models[key] = Known(known.source, visits, known.reload_s)
         for hour, starts in enumerate(visits.starts):
             self._cohort[hour] += starts
+        self._silences = [mine + more for mine, more in zip(self._silences, visits.silences, strict=True)]
+
+
+def records(path: Path, now_s: float) -> list[Record]:
+    """What `export` gave to an instance that wrote it there. `now_s` is the wall clock's. Raises one of UNREADABLE."""
+    elapsed_s = max(0.0, now_s - path.stat().st_mtime)
+    return [_record(fields, elapsed_s) for fields in orjson.loads(path.read_bytes())]
+
+
+def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
+    silences = tuple(fields["visits"].get("silences", ()))  # written by an earlier version: none are known, or of other lengths
+    visits = fields["visits"] | {
+        "starts": tuple(fields["visits"]["starts"]),
+        "silences": silences if len(silences) == worth.GAP_BINS else (0,) * worth.GAP_BINS,
+    }
+    known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
+    return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

@@ -3,28 +3,33 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor
 from functools import partial
-from multiprocessing import get_context
 from typing import Protocol
 
 from flatshare.core import errors
-from flatshare.core.call import ModelSource
+from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.errors import BadPackage, StoreUnavailable
 from flatshare.core.ids import NOBODY, ArtifactUri, ModelDigest, Tenant
+from flatshare.core.settings import DiskSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.importing import die_with_parent, import_artifact
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.importers import Importers
+from flatshare.instance.importing import ImportJob
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
+from flatshare.telemetry.log import get_logger
 
-_RETIRE_AFTER_S = 20.0  # the import process holds 60 MB; it starts in half a second
+log = get_logger("finding")
+PLAIN_DISK = DiskSettings()
+_TRUST_DISK_S = 10.0  # to find out that a store is dead takes as long
 
 
 class Finder(Protocol):
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+
+    def hasten(self, source: ModelSource) -> None:
+        """Somebody waits now for what is looked for ahead. Returns at once."""
 
     async def known(self, source: ModelSource) -> StoredModel | None:
         """The same without an import: None if this version of the artifact was never imported."""
@@ -40,29 +45,43 @@ class ModelFinder:
     """Looks an artifact up, and has it imported by a process of its own, which retires when there is nothing to import."""
 
     def __init__(
-        self, store: TensorStore, threads: Executor, disk_bytes: int, tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY
+        self,
+        store: TensorStore,
+        threads: Executor,
+        disk_bytes: int,
+        tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY,
+        disk: DiskSettings = PLAIN_DISK,
+        note: Callable[[str, str], None] = lambda _uri, _reason: None,
     ) -> None:
+        """`note` is told which artifact left the disk, and why."""
         self._store = store
         self._tenant_of = tenant_of
-        self._turns = Turnstile(1)  # the import process does one at a time; whose is next is decided here
         self._threads = threads
         self._disk_bytes = disk_bytes
-        self._pool: ProcessPoolExecutor | None = None
-        self._imports = 0
-        self._retirement: asyncio.TimerHandle | None = None
+        self._disk = disk
+        self._note = note
+        self.importers = Importers(disk.parallel_fetches)
+        self._out_of_reach: dict[str, float] = {}
+        """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
         stored = await self.known(source)
         if stored is None:
-            await self._import(source, in_use)
+            job = ImportJob(self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use, urgency, self._disk)
+            imported = await self.importers.run(job, self._tenant_of(source))
+            for uri in imported.sent_away:
+                self._note(uri, f"sent off the disk, where it was worth least per byte, for {source.uri}")
             stored = await self.known(source)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return stored
 
+    def hasten(self, source: ModelSource) -> None:
+        self.importers.hasten(ArtifactUri(source.uri))
+
     async def known(self, source: ModelSource) -> StoredModel | None:
-        """Raises UnknownTarget, StoreUnavailable, or why an earlier import was refused."""
+        """Raises UnknownTarget, or why an earlier import was refused; StoreUnavailable only if no version of it is on this disk."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._look, source)
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
@@ -74,56 +93,29 @@ class ModelFinder:
         await asyncio.get_running_loop().run_in_executor(self._threads, partial(probe, ArtifactUri(source.uri), root=source.root))
 
     def close(self) -> None:
-        if self._retirement is not None:
-            self._retirement.cancel()
-        if self._pool is not None:
-            for process in self._pool._processes.values():  # an import under way must not delay the exit
-                process.terminate()
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        self.importers.close()
 
     def _look(self, source: ModelSource) -> StoredModel | None:
         """The model if this version of the artifact was imported before; an earlier refusal is raised again."""
         uri = ArtifactUri(source.uri)
-        version = probe(uri, root=source.root).version
-        digest = self._store.catalog.model_of(uri, version)
-        if digest is not None:
-            self._store.catalog.touch(digest, time.time())
-            return self._store.stored(digest)
+        last = self._store.catalog.last_model_of(uri)
+        if last is not None and time.monotonic() < self._out_of_reach.get(source.root, 0.0):
+            return self._taken(last)
+        try:
+            version = probe(uri, root=source.root).version
+        except StoreUnavailable as error:
+            if last is None:
+                raise
+            self._out_of_reach[source.root] = time.monotonic() + _TRUST_DISK_S
+            log.warning("store_out_of_reach", uri=uri, goes_on_with=last, reason=str(error))
+            return self._taken(last)
+        if (digest := self._store.catalog.model_of(uri, version)) is not None:
+            return self._taken(digest)
         refusal = self._store.catalog.refusal_of(uri, version)
         if refusal is not None:
             raise getattr(errors, refusal.error, BadPackage)(refusal.sentence)
         return None
 
-    async def _import(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
-        self._imports += 1
-        try:
-            async with self._turns.turn(self._tenant_of(source)):
-                await self._import_in_turn(source, in_use)
-        finally:
-            self._imports -= 1
-            self._retire_later()
-
-    async def _import_in_turn(self, source: ModelSource, in_use: frozenset[ModelDigest]) -> None:
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=die_with_parent)
-        pool = self._pool
-        try:
-            job = (self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use)
-            await asyncio.get_running_loop().run_in_executor(pool, import_artifact, *job)
-        except BrokenProcessPool as error:
-            if self._pool is pool:
-                self._pool = None
-            raise StoreUnavailable(
-                f"the process that imported {source.uri} died (out of memory, or killed): call again to try once more"
-            ) from error
-
-    def _retire_later(self) -> None:
-        if self._retirement is not None:
-            self._retirement.cancel()
-        self._retirement = asyncio.get_running_loop().call_later(_RETIRE_AFTER_S, self._retire)
-
-    def _retire(self) -> None:
-        if self._imports == 0 and self._pool is not None:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+    def _taken(self, digest: ModelDigest) -> StoredModel | None:
+        self._store.catalog.touch(digest, time.time())
+        return self._store.stored(digest)

@@ -10,56 +10,94 @@ import os
 import shutil
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from flatshare.core.errors import BadPackage, DiskFull
-from flatshare.core.ids import ArtifactUri, ModelDigest, ModelKey, model_key
-from flatshare.core.settings import StoreLimits
-from flatshare.core.sizes import format_size
+from flatshare.core.call import Urgency
+from flatshare.core.errors import BadPackage
+from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
+from flatshare.core.settings import DiskSettings, StoreLimits
+from flatshare.instance.disk import DiskRoom, Newcomer
+from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
-from flatshare.policy import evict
-from flatshare.policy.evict import Holders, Resident, Shortage
+from flatshare.store.archive import disk_errors
 from flatshare.store.catalog import Refusal
+from flatshare.store.link import Link
 from flatshare.store.sources import Artifact, fetch, probe
 from flatshare.store.tensors import RepairReport, TensorStore
 
 _PR_SET_PDEATHSIG = 1
-_NICENESS = 10  # an import takes seconds of a core: requests get nine times its share
+_NICENESS = {Urgency.DEMAND: 10, Urgency.AHEAD: 19}  # an import takes seconds of a core: requests get nine times its share, or 70 times
 _MAX_SENTENCE = 1000
 _STALE_AFTER_S = 3600.0  # a fetch that broke off goes on where it stopped, if it is asked for again within the hour
 
 
-def die_with_parent() -> None:
+def die_with_parent(urgency: Urgency = Urgency.DEMAND) -> None:
     """The kernel ends this process when the instance that started it is gone, however it went (prctl(2), Linux); and others come first."""
-    os.nice(_NICENESS)
+    os.nice(_NICENESS[urgency])
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def import_artifact(store_dir: Path, uri: ArtifactUri, root: str, disk_bytes: int, in_use: frozenset[ModelDigest]) -> ModelDigest:
-    """The worker's one job: make sure that the artifact, as it is now, is in the store, and return its model's digest.
+@dataclass(frozen=True, slots=True)
+class ImportJob:
+    """What is to be brought here, and how. Models in `in_use` stay on the disk."""
 
-    Models in `in_use` stay on the disk. Raises what `probe`, `fetch` and `import_checkpoint` raise. What is wrong with an artifact is
-    remembered, so that asking again costs nothing until the artifact changes.
+    store_dir: Path
+    uri: ArtifactUri
+    root: str
+    disk_bytes: int
+    in_use: frozenset[ModelDigest]
+    urgency: Urgency = Urgency.DEMAND
+    settings: DiskSettings = field(default_factory=DiskSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came, and what had to leave the disk for it."""
+
+    digest: ModelDigest
+    sent_away: tuple[ArtifactUri, ...] = ()
+
+
+def import_artifact(job: ImportJob) -> Imported:
+    """The worker's one job: make sure that the artifact, as it is now, is in the store.
+
+    Raises what `probe`, `fetch` and `import_checkpoint` raise. What is wrong with an artifact is remembered, so that asking again
+    costs nothing until the artifact changes.
     """
-    store, limits = TensorStore(store_dir), StoreLimits()
-    with _only_importer_of(store, uri) as incoming:
-        artifact = probe(uri, root=root)
-        known = store.catalog.model_of(uri, artifact.version)
+    store = TensorStore(job.store_dir)
+    with disk_errors(store.folder), _only_importer_of(store, job.uri) as incoming:
+        artifact = probe(job.uri, root=job.root)
+        known = store.catalog.model_of(job.uri, artifact.version)
         if known is not None:
-            return known
-        _make_room(store, artifact, disk_bytes, in_use)
-        try:
-            report = import_checkpoint(store, fetch(artifact, incoming, limits), uri, artifact.version, limits)
-        except BadPackage as raised:
-            error = type(raised)(str(raised)[:_MAX_SENTENCE])  # it may quote what strangers wrote
-            store.catalog.remember_refusal(uri, artifact.version, Refusal(type(error).__name__, str(error)))
-            shutil.rmtree(incoming)
-            raise error from None
+            return Imported(known)
+        began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use)
+        with room.reserved(_newcomer(artifact, job.urgency), incoming.with_suffix(".lock")):
+            digest = _bring(store, artifact, job.root, incoming, Link(store.folder, job.settings, job.urgency))
+        store.catalog.remember_import(digest, time.monotonic() - began_s)
+        room.settle(digest)
+        return Imported(digest, tuple(room.sent_away))
+
+
+def _bring(store: TensorStore, artifact: Artifact, root: str, incoming: Path, link: Link) -> ModelDigest:
+    limits = StoreLimits()
+    try:
+        folder = with_trunks(store, fetch(artifact, incoming, limits, link), root, incoming, limits, link)
+        report = import_checkpoint(store, folder, artifact.uri, artifact.version, limits)
+    except BadPackage as raised:
+        error = type(raised)(str(raised)[:_MAX_SENTENCE])  # it may quote what strangers wrote
+        store.catalog.remember_refusal(artifact.uri, artifact.version, Refusal(type(error).__name__, str(error)))
         shutil.rmtree(incoming)
-        return report.manifest.digest
+        raise error from None
+    shutil.rmtree(incoming)
+    return report.manifest.digest
+
+
+def _newcomer(artifact: Artifact, urgency: Urgency) -> Newcomer:
+    is_here = artifact.kind == "directory" and artifact.uri.startswith("file://")
+    return Newcomer(artifact.uri, artifact.size_bytes, 0 if is_here else artifact.size_bytes, urgency)
 
 
 def repair(store: TensorStore) -> RepairReport:
@@ -86,25 +124,6 @@ def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
     incoming = store.incoming_dir / name
     with (store.incoming_dir / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)  # what an importer that was killed had reserved
         incoming.mkdir(exist_ok=True)
         yield incoming
-
-
-def _make_room(store: TensorStore, artifact: Artifact, disk_bytes: int, in_use: frozenset[ModelDigest]) -> None:
-    """Keep the disk ledger: the least recently used models go, those in memory stay."""
-    shortage = Shortage(0, store.catalog.disk_bytes() + artifact.size_bytes - disk_bytes)
-    if shortage.is_over:
-        return
-    models = store.catalog.models()
-    residents = [
-        Resident(ModelKey(m.manifest.digest), m.used_s, int(m.manifest.digest in in_use), 0, m.manifest.distinct_tensors) for m in models
-    ]
-    holders = Counter(tensor for resident in residents for tensor in resident.tensors)
-    victims = evict.choose(residents, Holders(holders), shortage)
-    if victims is None:
-        raise DiskFull(f"the artifact has {format_size(artifact.size_bytes)}, the disk budget is {format_size(disk_bytes)}: raise --disk")
-    for model in models:
-        if ModelKey(model.manifest.digest) in victims:
-            for uri in model.uris:
-                store.catalog.forget_artifact(ArtifactUri(uri))
-    store.collect()

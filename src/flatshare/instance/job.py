@@ -1,7 +1,6 @@
 """Step 6a: one piece of work, on its way from the event loop to a worker thread and back."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import TooLate
 from flatshare.core.ids import NOBODY, Tenant
 from flatshare.instance import batching
-from flatshare.instance.backends.base import LoadedModel
+from flatshare.instance.backends.base import LoadedModel, StopSign
 from flatshare.instance.batching import Likeness
 
 T = TypeVar("T")
@@ -30,11 +29,15 @@ class Run(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Mergeable:
-    """Work that may be run together with its like, in one call of the model."""
+    """Work that may be run together with its like, in one call of the model, if it has a likeness."""
 
     model: LoadedModel
     call: InferCall
-    likeness: Likeness
+
+    @property
+    def likeness(self) -> Likeness | None:
+        """Looked at only where others wait: a lone caller does not pay for it."""
+        return batching.likeness(self.model.signature, self.call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,9 @@ PLAIN = Ticket()
 class Job:
     """Made on the loop, run on a worker."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "ticket")
+    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "predicted_wait_s", "ticket")
 
-    def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: threading.Event | None) -> None:
+    def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: StopSign | None) -> None:
         self.asked_s = time.perf_counter()
         self._work: Callable[[], Any] | None = work
         self._loop = asyncio.get_running_loop()
@@ -66,6 +69,8 @@ class Job:
         self.ticket = ticket
         self.done: asyncio.Future[Run[Any]] = self._loop.create_future()
         self.has_begun = False
+        self.predicted_wait_s = 0.0
+        """Until its turn, when it was let in; zero if nobody had to know."""
         self._is_over = False
         self._over: asyncio.Future[None] | None = None
 
@@ -85,6 +90,9 @@ class Job:
             await self._over
 
     # On a worker.
+
+    def waited_s(self) -> float:
+        return time.perf_counter() - self.asked_s
 
     @property
     def is_wanted(self) -> bool:

@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.hot import HotSet
+from flatshare.instance.prefetch import Prefetcher
 from flatshare.instance.pressure import Kernel
 from flatshare.instance.quarantine import Quarantine
 from flatshare.instance.scrub import Scrubber
@@ -36,7 +38,7 @@ from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
-from flatshare.telemetry.journal import Journal
+from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("instance")
@@ -44,6 +46,7 @@ _LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to 
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
 _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
+_WARM_AHEAD_S = 2.0  # a start takes half a second; later a cold start costs its caller some 15 ms, and no instance all of them
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
 
 
@@ -64,31 +67,43 @@ async def serve_until_stopped(
     triton = TritonBackend(own_code)
     backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, sharing)
-    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern))
+    finder = _finder(store, lookers, settings, partial(_note_leaving, journal, clock))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, clock, journal,
         patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
     )  # fmt: skip
     door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
-    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir))
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
     server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
-    await _listen(server, at)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
+    hot, suspects = memory.hot_set(cache), frozenset(memory.quarantine.records())
+    await hot.warm_ahead(suspects, _WARM_AHEAD_S)
+    await _listen(server, at)
     log.info("instance_starts", memory_bytes=settings.memory_bytes, pid=os.getpid())
     settle_memory()
-    hot = memory.hot_set(cache)
-    hot.restore()
-    await _run(server, watch.run(), hot.warm(frozenset(memory.quarantine.records())), hot.follow(), Scrubber(store, cache).run())
+    prefetcher = Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
+    beside = [hot.warm(suspects), hot.follow(), hot.prefetch(), Scrubber(store, cache).run(), prefetcher.run()]
+    await _run(server, watch.run(), *beside)
     await triton.pool.close()
     finder.close()
     writer.close()
     _end_work(workbench, threads, lookers)
     memory.board.close()
     log.info("instance_stopped")
+
+
+def _finder(store: TensorStore, lookers: ThreadPoolExecutor, settings: InstanceSettings, note: Callable[[str, str], None]) -> ModelFinder:
+    sharing = settings.sharing
+    return ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern), sharing.disk, note)
+
+
+def _note_leaving(journal: Journal, clock: SystemClock, uri: str, reason: str) -> None:
+    journal.note(Entry(clock.wall_s(), "forget", uri, reason))
+    log.info("model_forget", uri=uri, reason=reason)
 
 
 def _end_work(workbench: Workbench, *pools: ThreadPoolExecutor) -> None:

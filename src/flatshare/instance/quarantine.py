@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from flatshare.policy.quarantine import Record
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("quarantine")
+_FREE = nullcontext()
+"""Around a model that nobody suspects."""
 
 
 class Quarantine:
@@ -34,13 +36,13 @@ class Quarantine:
         if self._records:
             self._write()
 
-    @asynccontextmanager
-    async def guard(self, key: ModelKey) -> AsyncIterator[None]:
+    def guard(self, key: ModelKey) -> AbstractAsyncContextManager[None]:
         """Around all that is done with the model. Raises Quarantined if it is shut out."""
         record = self._records.get(key)
-        if record is None:
-            yield
-            return
+        return _FREE if record is None else self._guarded(key, record)
+
+    @asynccontextmanager
+    async def _guarded(self, key: ModelKey, record: Record) -> AsyncIterator[None]:
         if quarantine.is_shut_out(record, self._clock.wall_s()):
             left_s = record.shut_out_until_s - self._clock.wall_s()
             raise Quarantined(

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import NeverFits, OutOfMemory
-from flatshare.core.ids import ModelKey, Tenant
+from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.instance.books import Books, Reservation
 from flatshare.instance.demand import DemandBook
@@ -28,6 +28,18 @@ class Held:
     loaded_s: float
     leases: int
     is_scratch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentInfo:
+    """A model in memory, as status reports show it."""
+
+    key: ModelKey
+    uri: str
+    digest: ModelDigest
+    leases: int
+    idle_s: float
+    mapped_bytes: int
 
 
 class Table(Protocol):
@@ -159,9 +171,9 @@ class Room:
                         return admission
                     lack = admission.reason
                     if admission.verdict is Verdict.WAIT:
-                        if not self._table.can_change and admission.wait_s is None:
+                        if not self._table.can_change:
                             raise OutOfMemory(f"no room, although nothing is in use: {lack}; call again, or raise --memory")
-                        await self.change(admission.wait_s)
+                        await self.change()
         except TimeoutError as error:
             raise OutOfMemory(f"no room after {self._patience_s:.0f} s: {lack}; call again, or raise --memory") from error
 
@@ -183,7 +195,7 @@ class Room:
         manners = Manners(
             order=Order(memory.order),
             now_s=self._now_s(),
-            min_residency_s=memory.min_residency_s if memory.order == "value" else 0.0,
+            min_residency_s=memory.min_residency_s,
             floors={tenant: settings.floor_bytes for tenant, settings in named.items() if settings.floor_bytes},
         )
         scratch_share = memory.scratch_share if memory.order == "value" else 0.0

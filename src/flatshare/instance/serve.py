@@ -1,29 +1,31 @@
 """Steps 4 to 7 of a request's path, on one screen: parse → lease → run → render."""
 
-import threading
+import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 from flatshare.core.call import InferCall, InferResult, ModelSource
-from flatshare.core.errors import BadInput, Overloaded
-from flatshare.core.ids import ModelKey, Tenant
+from flatshare.core.errors import BadInput
+from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
-from flatshare.instance import batching, writing
-from flatshare.instance.backends.base import LoadedModel, RemoteModel
+from flatshare.core.signature import Signature
+from flatshare.instance import remote, streaming, writing
+from flatshare.instance.backends.base import LoadedModel, RemoteModel, StopSign
 from flatshare.instance.backends.generate.model import GeneratingModel
-from flatshare.instance.cache import PLAIN_SHARING, Lease, ModelCache
+from flatshare.instance.cache import PLAIN_SHARING, ModelCache
+from flatshare.instance.holding import Lease
 from flatshare.instance.job import Mergeable, Run, Ticket
 from flatshare.instance.paces import Paces
+from flatshare.instance.ride import Bodies, Ride
 from flatshare.instance.workbench import Workbench
 from flatshare.policy.pace import units_of
 from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
 Guard = Callable[[ModelKey], AbstractAsyncContextManager[None]]
-_MAX_BODIES_BYTES = 64 * 2**20
 
 
 class Server:
@@ -37,78 +39,77 @@ class Server:
         self._sharing = sharing
         self._guard = guard
         self._paces = Paces()
-        self._body_bytes = 0
+        self._bodies = Bodies()
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
-        async with AsyncExitStack() as held:
-            held.enter_context(self._counted(request))
+        ride = Ride(self._cache, self._bodies, len(request.body))
+        try:
             deadline_s = self._deadline_s(request)
-            asked = infer.parse(request.header("content-type"), request.body)
-            await held.enter_async_context(self._guard(key))
-            lease = await held.enter_async_context(self._cache.lease(key, source))
-            lease.model.signature.require(asked.call)
+            asked = infer.parse(request.header("content-type"), request.body).for_version(request.header(container.MODEL_VERSION))
+            await ride.pass_guard(self._guard(key))
+            lease = ride.lease = await self._cache.borrow(key, source, deadline_s)
+            _signature(lease.model, asked.call.version).require(asked.call)
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
-                return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, held)
-            run = await self._run(key, lease, asked.call, deadline_s)
+                return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, ride)
+            if isinstance(lease.model, RemoteModel):
+                return await self._ask_remote(_Asking(lease, lease.model, asked, name, deadline_s), request, ride)
+            run = await self._run(lease, lease.model, asked.call, deadline_s)
             answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
             return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+        finally:
+            if not ride.has_parts:
+                await ride.end()
 
-    async def _write(self, asks: "_Writing", request: Request, held: AsyncExitStack) -> Reply:
+    async def _write(self, asks: "_Writing", request: Request, ride: Ride) -> Reply:
         """A model that writes runs on a thread of its own, many texts at once; only tokenising takes a worker."""
         lease, model = asks.lease, asks.model
         ticket = Ticket(lease.tenant, deadline_s=asks.deadline_s)
         prepared = await self._workbench.run(partial(model.prepare, asks.asked.call), None, ticket)
         form = writing.stream_form(request, asks.asked)
         if form is not None:
-            reply = await writing.in_parts(model, prepared.result, form, writing.Label(asks.name, lease.digest), held)
+            reply = await writing.in_parts(model, prepared.result, form, writing.Label(asks.name, lease.digest), ride)
             reply.headers = _timings(lease, prepared.seconds, prepared.waited_s)
             return reply
         written = await writing.whole(model, prepared.result, asks.asked)
         answer = infer.render(asks.asked, model.signature.task, written.result, asks.name, lease.digest)
         return Reply(200, answer.body, answer.content_type, _timings(lease, written.seconds, prepared.waited_s))
 
-    async def describe(self, key: ModelKey, source: ModelSource | None) -> Reply:
+    async def _ask_remote(self, asks: "_Asking", request: Request, ride: Ride) -> Reply:
+        """A model of another process has no use for an engine thread. One that is decoupled answers as often as it likes, in a stream."""
+        lease, asked, call = asks.lease, asks.asked, remote.with_attributes(asks.asked.call, request)
+        form = writing.stream_form(request, asked) if asks.model.is_decoupled(call.version) else None
+        if form is not None and asked.request is not None:
+            voice = streaming.Voice(form, asked.request, asks.name, lease.digest)
+            return await streaming.in_parts(asks.model, call, voice, asks.deadline_s, ride)
+        run = await remote.run(asks.model, call, asks.deadline_s)
+        result, attributes = remote.split_attributes(run.result)
+        answer = infer.render(asked, lease.model.signature.task, result, asks.name, lease.digest)
+        return Reply(200, answer.body, answer.content_type, [*_timings(lease, run.seconds, run.waited_s), *attributes])
+
+    async def describe(self, key: ModelKey, source: ModelSource | None, version: str) -> Reply:
         """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
         async with self._cache.lease(key, source) as lease:
-            return container.render_metadata(lease.model.signature, lease.digest)
+            return container.render_metadata(_signature(lease.model, version), lease.digest)
 
-    async def _run(self, key: ModelKey, lease: Lease, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
-        """On an engine thread, in its turn; a model of another process has no use for one."""
-        model = lease.model
-        if isinstance(model, RemoteModel):
-            started_s = time.perf_counter()
-            result = await model.infer(call)
-            return Run(result, time.perf_counter() - started_s, waited_s=0.0)
-        stop, ticket = threading.Event(), self._ticket(key, lease.tenant, model, call, deadline_s)
+    async def _run(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
+        """On an engine thread, in its turn."""
+        stop, ticket = StopSign(), self._ticket(lease, model, call, deadline_s)
         run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
-        self._paces.note(key, run.seconds * run.share, ticket.units)
+        # Once the answer is on its way: what is learned from it is for the next one.
+        asyncio.get_running_loop().call_soon(self._paces.note, lease.key, run.seconds * run.share, ticket.units)
         return run
 
-    def _ticket(self, key: ModelKey, tenant: Tenant, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Ticket:
+    def _ticket(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Ticket:
         """Whose work it is, how much, until when, and what it may be run with."""
         units = units_of(call)
-        likeness = batching.likeness(model.signature, call)
-        mergeable = None if likeness is None else Mergeable(model, call, likeness)
-        return Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, mergeable)
+        return Ticket(lease.tenant, self._paces.seconds(lease.key, units), units, deadline_s, Mergeable(model, call))
 
     def _deadline_s(self, request: Request) -> float | None:
         """By time.monotonic. Raises BadInput."""
         text = request.header(container.DEADLINE_MS)
         left_ms = _milliseconds(text) if text else self._sharing.queue.deadline_ms
         return None if left_ms is None else time.monotonic() + left_ms / 1e3
-
-    @contextmanager
-    def _counted(self, request: Request) -> Iterator[None]:
-        """Bodies are private memory that no ledger holds, so their sum is bounded. Raises Overloaded."""
-        size = len(request.body)
-        if self._body_bytes + size > _MAX_BODIES_BYTES:
-            raise Overloaded(f"requests of {self._body_bytes} bytes are under way on this instance: call again later")
-        self._body_bytes += size
-        try:
-            yield
-        finally:
-            self._body_bytes -= size
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,25 @@ class _Writing:
     asked: infer.WireCall
     name: str
     deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """A call of a model in another process."""
+
+    lease: Lease
+    model: RemoteModel
+    asked: infer.WireCall
+    name: str
+    deadline_s: float | None
+
+
+def _signature(model: LoadedModel | RemoteModel, version: str) -> Signature:
+    """Raises UnknownTarget for a version that is not served."""
+    if isinstance(model, RemoteModel):
+        return model.signature_of(version)
+    model.signature.require_version(version)
+    return model.signature
 
 
 def _milliseconds(text: str) -> float:
@@ -139,5 +159,5 @@ def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, b
         (container.QUEUE_MS, b"%.3f" % (1e3 * waited_s)),
     ]
     if lease.cold_start_s is not None:
-        headers.append((container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)))
+        headers += [(container.COLD_START_MS, b"%.3f" % (1e3 * lease.cold_start_s)), (container.COLD_CAUSE, lease.cause.encode())]
     return headers

@@ -12,13 +12,16 @@ from typing import TypeVar
 from flatshare.core.errors import Overloaded, OverQuota, TooLate
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import SharingSettings
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.job import PLAIN, Job, Run, Ticket, run_together
-from flatshare.policy import pace
+from flatshare.policy import batch, pace
+from flatshare.policy.batch import Batch, Rider
 from flatshare.policy.fair import Entry, FairQueue
 from flatshare.policy.pace import Load
 
 T = TypeVar("T")
 _KEEP_FOR_SHORT_S = 2.0
+_SMOOTHING = 0.1
 
 
 class Workbench:
@@ -36,6 +39,8 @@ class Workbench:
         self._running: dict[int, _Running] = {}
         self._short_s = float("-inf")
         self._visitors = _Visitors()
+        self._drift = 1.0
+        self._shared_run_s = 0.0
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each job, and one for each worker at the end
         self._threads = [threading.Thread(target=self._work, args=(n,), name=f"engine-{n}", daemon=True) for n in range(workers)]
         self.in_flight = 0
@@ -45,7 +50,7 @@ class Workbench:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, work: Callable[[], T], stop: threading.Event | None = None, ticket: Ticket = PLAIN) -> Run[T]:
+    async def run(self, work: Callable[[], T], stop: StopSign | None = None, ticket: Ticket = PLAIN) -> Run[T]:
         """Raises Overloaded or OverQuota if too many wait, TooLate if the answer would miss its deadline, and what `work` raises.
 
         A caller who leaves before its turn frees its place at once; one who leaves while its work runs, when it has run: a thread
@@ -77,6 +82,11 @@ class Workbench:
         with self._lock:
             return self._queue.tenants()
 
+    def waiting_by_class(self) -> Mapping[str, int]:
+        """In the line of short runs, and in that of long ones, which may have to wait for them."""
+        with self._lock:
+            return self._queue.lines()
+
     def longest_run_s(self) -> float:
         """How long the oldest run has been under way."""
         now_s = time.monotonic()
@@ -102,24 +112,27 @@ class Workbench:
             if len(self._running) >= self._workers and self._queue.waiting(ticket.tenant) >= most:
                 raise OverQuota(f"{most} requests of tenant {ticket.tenant} wait already, its limit: call again later")
             is_long = 1e3 * ticket.run_s > settings.long_run_ms
-            self._require_in_time(ticket, is_long=is_long)
+            self._require_in_time(job, is_long=is_long)
             now_s = time.monotonic()
             self._visitors.note(ticket.tenant, now_s)
             if not is_long:
                 self._short_s = now_s
             return self._queue.push(job, ticket.tenant, cost=ticket.run_s, weight=tenant.weight, is_long=is_long)
 
-    def _require_in_time(self, ticket: Ticket, *, is_long: bool) -> None:
+    def _require_in_time(self, job: Job, *, is_long: bool) -> None:
+        ticket = job.ticket
         if ticket.deadline_s is None:
             return
         now_s = time.monotonic()
         running_s = sum(max(0.0, running.until_s - now_s) for running in self._running.values())
         ahead_s = self._queue.ahead_of(ticket.tenant, is_long=is_long)
-        load = Load(self._workers, ahead_s, running_s if len(self._running) >= self._workers else 0.0)
+        is_busy = len(self._running) >= self._workers
+        load = Load(self._workers, ahead_s, running_s if is_busy else 0.0, self._drift, self._shared_run_s if is_busy else 0.0)
         left_s = ticket.deadline_s - now_s
         if pace.is_too_late(load, ticket.run_s, left_s):
-            expected_ms = 1e3 * (pace.wait_s(load) + ticket.run_s)
+            expected_ms = 1e3 * pace.answer_s(load, ticket.run_s)
             raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {1e3 * left_s:.0f}: call again later")
+        job.predicted_wait_s = pace.wait_s(load)
 
     # On the workers.
 
@@ -149,28 +162,29 @@ class Workbench:
             job = self._queue.pop(with_long=not has_to_wait)
             if job is None or self._is_closed:
                 return []
-            jobs = [job, *self._like(job, now_s)]
+            jobs = self._together(job, now_s)
             expected_s = sum(one.ticket.run_s for one in jobs)
             self._running[number] = _Running(now_s, now_s + expected_s, 1e3 * job.ticket.run_s > self._sharing.queue.long_run_ms)
             for one in jobs:
+                self._drift = pace.drifted(self._drift, one.predicted_wait_s, one.waited_s())
                 one.begin()
             return jobs
 
-    def _like(self, job: Job, now_s: float) -> list[Job]:
-        """Others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
+    def _together(self, job: Job, now_s: float) -> list[Job]:
+        """With others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
+        if not len(self._queue):
+            return [job]
         ticket, settings = job.ticket, self._sharing.queue
         others = self._visitors.are_others_than(ticket.tenant, now_s - _KEEP_FOR_SHORT_S)
-        room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others)
-        room_s, room = room_s - ticket.run_s, settings.batch_tokens - ticket.units
-        found: list[Job] = []
-        if ticket.mergeable is None or room < ticket.units or room_s < ticket.run_s:
-            return found
-        for other in self._queue.take_like(lambda other: _is_like(job, other), ticket.tenant):
-            found.append(other)
-            room, room_s = room - other.ticket.units, room_s - other.ticket.run_s
-            if room < ticket.units or room_s < ticket.run_s:
+        room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others, waited_s=job.waited_s())
+        run = _Growing(job, Batch(room_s, settings.batch_tokens), now_s)
+        if ticket.mergeable is None or run.is_full() or _is_late(job, now_s):
+            return run.jobs
+        for other in self._queue.take_like(run.may_take, ticket.tenant):
+            run.take(other)
+            if run.is_full():
                 break
-        return found
+        return run.jobs
 
     def _run(self, number: int, jobs: list[Job]) -> None:
         now_s = time.monotonic()
@@ -178,6 +192,7 @@ class Workbench:
         for job in jobs:
             if job not in timely:
                 job.expire()
+        began_s = time.monotonic()
         try:
             if len(timely) > 1:
                 run_together(timely)
@@ -186,6 +201,8 @@ class Workbench:
         finally:
             with self._lock:
                 del self._running[number]
+                if timely:
+                    self._shared_run_s += _SMOOTHING * (time.monotonic() - began_s - self._shared_run_s)
                 self.merged += len(timely) if len(timely) > 1 else 0
 
 
@@ -205,6 +222,25 @@ class _Visitors:
         return (self._other_s if tenant == self._last else self._last_s) > since_s
 
 
+class _Growing:
+    """A run that is being put together."""
+
+    def __init__(self, first: Job, empty: Batch, now_s: float) -> None:
+        self.jobs = [first]
+        self._batch = batch.with_rider(empty, _rider(first.ticket))
+        self._now_s = now_s
+
+    def is_full(self) -> bool:
+        return self._batch.is_full
+
+    def may_take(self, other: Job) -> bool:
+        return _is_like(self.jobs[0], other) and batch.may_join(self._batch, _rider(other.ticket), self._now_s)
+
+    def take(self, other: Job) -> None:
+        self.jobs.append(other)
+        self._batch = batch.with_rider(self._batch, _rider(other.ticket))
+
+
 @dataclass(frozen=True, slots=True)
 class _Running:
     """What a worker does now."""
@@ -218,9 +254,13 @@ class _Running:
 def _is_like(job: Job, other: Job) -> bool:
     """Of the same model, asking for the same, and of about the same length: others would make the first one wait for nothing."""
     mine, its = job.ticket.mergeable, other.ticket.mergeable
-    if mine is None or its is None or mine.model is not its.model or mine.likeness != its.likeness:
+    if mine is None or its is None or mine.model is not its.model or not other.is_wanted:
         return False
-    return other.is_wanted and 0.5 <= other.ticket.units / job.ticket.units <= 2.0
+    return 0.5 <= other.ticket.units / job.ticket.units <= 2.0 and (likeness := mine.likeness) is not None and likeness == its.likeness
+
+
+def _rider(ticket: Ticket) -> Rider:
+    return Rider(ticket.run_s, ticket.units, float("inf") if ticket.deadline_s is None else ticket.deadline_s)
 
 
 def _is_late(job: Job, now_s: float) -> bool:

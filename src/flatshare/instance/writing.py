@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from flatshare.core.call import InferResult
@@ -11,6 +10,7 @@ from flatshare.core.generation import Generated, Piece
 from flatshare.instance.backends.generate.job import Job
 from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.backends.generate.writing import Task
+from flatshare.instance.ride import Ride
 from flatshare.wire import container, generation
 from flatshare.wire.generation import StreamForm
 from flatshare.wire.http import Reply, Request
@@ -62,8 +62,8 @@ class Label:
     digest: str
 
 
-async def in_parts(model: GeneratingModel, tasks: tuple[Task, ...], form: StreamForm, label: Label, held: AsyncExitStack) -> Reply:
-    """The reply begins with the first text; what goes wrong before is raised. `held` is closed when the last part has gone."""
+async def in_parts(model: GeneratingModel, tasks: tuple[Task, ...], form: StreamForm, label: Label, ride: Ride) -> Reply:
+    """The reply begins with the first text; what goes wrong before is raised. `ride` ends when the last part has gone."""
     ear = Ear(model)
     ear.begin(tasks)
     try:
@@ -73,7 +73,8 @@ async def in_parts(model: GeneratingModel, tasks: tuple[Task, ...], form: Stream
     except BaseException:
         await ear.close()
         raise
-    return Reply(200, content_type=form.content_type, parts=TextParts(ear, first, form, label, held.pop_all()))
+    ride.has_parts = True
+    return Reply(200, content_type=form.content_type, parts=TextParts(ear, first, form, label, ride))
 
 
 class Ear:
@@ -124,12 +125,12 @@ class Ear:
 class TextParts:
     """A text as a body in parts. Closing it stops the writing, and ends the lease."""
 
-    def __init__(self, ear: Ear, first: _Heard, form: StreamForm, label: Label, held: AsyncExitStack) -> None:
+    def __init__(self, ear: Ear, first: _Heard, form: StreamForm, label: Label, ride: Ride) -> None:
         self._ear = ear
         self._first: _Heard | None = first
         self._form = form
         self._label = label
-        self._held = held
+        self._ride = ride
         self._has_ended = False
 
     def __aiter__(self) -> "TextParts":
@@ -153,4 +154,4 @@ class TextParts:
         try:
             await self._ear.close()
         finally:
-            await self._held.aclose()
+            await self._ride.end()

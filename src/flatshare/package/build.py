@@ -2,7 +2,8 @@
 
 acme-intent.package/
 ├─ package.json      what it is, and by digest everything that it was made from: no time, no path of this machine
-└─ model.tar.gz      an artifact per part: a folder, .tar or .tar.gz
+└─ model.tar.gz      an artifact per part: a folder, .tar or .tar.gz; or a folder with its weights in packs
+.flatshare/trunks/   beside the packages: trunks, which those in packs refer to
 """
 
 import errno
@@ -23,11 +24,14 @@ import msgspec
 import orjson
 
 from flatshare import __version__
-from flatshare.core.errors import BadPackage, DiskFull
+from flatshare.core.errors import BadInput, BadPackage, DiskFull
 from flatshare.core.sizes import MIB
 from flatshare.package.assembly import PlannedFile, PlannedPart
+from flatshare.package.packed import LISTING, read_listing, write_packed
+from flatshare.package.packs import TRUNKS, Trunk
 
 RECORD = "package.json"
+_WEIGHTS = ".safetensors"
 _PIECE = 4 * MIB
 _GZIP_LEVEL = 1  # float32 weights shrink by 8 % at any level, and level 6 takes four times as long
 
@@ -38,10 +42,11 @@ class Form(StrEnum):
     FOLDER = "folder"
     TAR = "tar"
     TAR_GZ = "tar.gz"
+    PACKS = "packs"
 
     @property
     def suffix(self) -> str:
-        return "" if self is Form.FOLDER else f".{self.value}"
+        return "" if self in {Form.FOLDER, Form.PACKS} else f".{self.value}"
 
 
 class PackedFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,8 +60,9 @@ class PackedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     artifact: str
     """Its file or folder in the package."""
     sha256: str
-    """Of the archive; of the list of files for a folder."""
+    """Of the archive; of the list of files for a folder, as they lie in it."""
     files: tuple[PackedFile, ...]
+    """As they were, before weights were put into packs."""
 
     @property
     def size_bytes(self) -> int:
@@ -69,6 +75,13 @@ class CodeUsed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     version: str
     sha256: str
+
+
+class TrunkUsed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A trunk that the package's weights refer to."""
+
+    id: str
+    size_bytes: int
 
 
 class PackageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,6 +104,7 @@ class PackageRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """By part, the digest of the model that answered the sample when the package was made."""
     samples: dict[str, dict[str, object]] = {}
     """By part, what it was asked, where the layout left that to the model's signature."""
+    trunks: tuple[TrunkUsed, ...] = ()
 
     def sample_of(self, part: str) -> dict[str, object]:
         """The request that this part must answer; empty if its signature is to say."""
@@ -118,6 +132,10 @@ class Package:
     def artifact(self, part: PackedPart) -> Path:
         return self.folder / part.artifact
 
+    def trunk(self, trunk: TrunkUsed) -> Path:
+        """Where the trunk lies, if it was not left behind."""
+        return self.folder.parent / TRUNKS / trunk.id
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -130,12 +148,17 @@ class Tried:
 Validate = Callable[[Package], Mapping[str, Tried]]
 
 
-def build_package(parts: tuple[PlannedPart, ...], origin: Origin, out: Path, form: Form, validate: Validate) -> Package:
-    """Write the package, have it validated, and only then put it in its place. Raises BadPackage, DiskFull, and what `validate` raises."""
+def build_package(
+    parts: tuple[PlannedPart, ...], origin: Origin, out: Path, form: Form, validate: Validate, trunk: Trunk | None = None
+) -> Package:
+    """Write the package, have it validated, and only then put it in its place. Raises BadPackage, DiskFull, and what `validate` raises.
+
+    Of a package in packs, tensors that `trunk` has are referred to; it lies beside `out`.
+    """
     if out.exists() and not (out / RECORD).is_file():
         raise BadPackage(f"'{out}' is there and is no package: choose another place with --out")
     with _fresh_folder(out) as fresh, _disk_errors(out):
-        packed = tuple(_pack(part, fresh, form) for part in parts)
+        packed = tuple(_pack(part, fresh, form, trunk) for part in parts)
         record = PackageRecord(
             flatshare_package=1,
             model=origin.model,
@@ -149,6 +172,7 @@ def build_package(parts: tuple[PlannedPart, ...], origin: Origin, out: Path, for
             sample=dict(origin.sample),
             tool=f"flatshare {__version__}",
             code=origin.code,
+            trunks=_trunks_used(fresh, trunk),
         )
         tried = validate(Package(fresh, record))
         asked = {} if record.sample else {part: one.sample for part, one in tried.items()}
@@ -176,25 +200,52 @@ def read_package(folder: Path) -> Package:
 
 def verify_package(package: Package) -> None:
     """Raises BadPackage if an artifact is not what the record says any more."""
+    if _digest(package.record.kind, package.record.parts) != package.record.digest:
+        raise BadPackage(f"'{package.folder / RECORD}' was altered since the package was made: make it anew")
     for part in package.record.parts:
         path = package.artifact(part)
-        if path.is_dir():
-            found = tuple(PackedFile(f.path, (path / f.path).stat().st_size, _file_sha256(path / f.path)) for f in part.files)
-            is_same = found == part.files
-        else:
-            is_same = _file_sha256(path) == part.sha256
-        if not is_same:
+        if (_list_sha256(_files_in(path)) if path.is_dir() else _file_sha256(path)) != part.sha256:
             raise BadPackage(f"'{path}' was altered since the package was made: make it anew")
 
 
-def _pack(part: PlannedPart, folder: Path, form: Form) -> PackedPart:
+def _pack(part: PlannedPart, folder: Path, form: Form, trunk: Trunk | None) -> PackedPart:
     name = f"{part.name or 'model'}{form.suffix}"
     if form is Form.FOLDER:
         files = tuple(_copy(file, folder / name) for file in part.files)
         return PackedPart(part.name, name, _list_sha256(files), files)
+    if form is Form.PACKS:
+        _require_checkpoint(part)
+        files = tuple(_take_apart(file, folder / name, trunk) for file in part.files)
+        return PackedPart(part.name, name, _list_sha256(_files_in(folder / name)), files)
     with (folder / name).open("wb") as raw:
         files = _write_archive(part.files, raw, form)
     return PackedPart(part.name, name, _file_sha256(folder / name), files)
+
+
+def _require_checkpoint(part: PlannedPart) -> None:
+    """Code and graphs of others open files of weights themselves."""
+    paths = {file.path for file in part.files}
+    if "config.json" not in paths or not any(path.endswith(_WEIGHTS) for path in paths):
+        raise BadInput("--form packs is for checkpoints with config.json and safetensors files: choose --form folder for this one")
+
+
+def _take_apart(file: PlannedFile, folder: Path, trunk: Trunk | None) -> PackedFile:
+    if not file.path.endswith(_WEIGHTS) or isinstance(file.content, bytes):
+        return _copy(file, folder)
+    place = folder / file.path
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_packed(file.content, place, trunk)
+    return PackedFile(file.path, file.size_bytes, _file_sha256(file.content))
+
+
+def _trunks_used(folder: Path, trunk: Trunk | None) -> tuple[TrunkUsed, ...]:
+    used = {name for path in folder.rglob(f"*{LISTING}") for name in read_listing(path).trunks}
+    return (TrunkUsed(trunk.id, trunk.size_bytes),) if trunk is not None and trunk.id in used else ()
+
+
+def _files_in(folder: Path) -> tuple[PackedFile, ...]:
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return tuple(PackedFile(path, (folder / path).stat().st_size, _file_sha256(folder / path)) for path in paths)
 
 
 def _write_archive(files: tuple[PlannedFile, ...], raw: BinaryIO, form: Form) -> tuple[PackedFile, ...]:
@@ -291,6 +342,6 @@ def _disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:  # the last of a process whose files may not grow (ulimit -f)
             raise DiskFull(f"there is no room for the package at '{out}': free some, or choose another place with --out") from error
         raise BadPackage(f"the package cannot be made: {error}") from error

@@ -1,7 +1,7 @@
 """From a checkpoint directory to an immutable model in the tensor store."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from flatshare.package.generation.importer import import_generating, is_generati
 from flatshare.package.graphs.blocks import Trunk
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.graphs.heads import SentenceHead, SequenceHead, generated_graph
+from flatshare.package.packed import LISTING
 from flatshare.package.purpose import Purpose
+from flatshare.package.tensor_source import Source, source_of, stored
 from flatshare.package.tokenizer import canonical_tokenizer
-from flatshare.package.tokenizer_files import tokenizer_json
+from flatshare.package.tokenizer_files import keeps_end, tokenizer_json
 from flatshare.package.triton.importing import import_repository
 from flatshare.package.triton.repository import is_repository
 from flatshare.package.weight_files import FoundTensor, Weights, has_weights, read_weights
@@ -56,12 +58,22 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     purpose = parts.purpose
     has_pairs = isinstance(purpose.head, SequenceHead)
     content = tokenizer_json(parts.folder, parts.family)
-    tokenizer = canonical_tokenizer(content, vocabulary=parts.vocabulary, max_tokens=parts.max_tokens, has_pairs=has_pairs)
+    tokenizer = canonical_tokenizer(
+        content, vocabulary=parts.vocabulary, max_tokens=parts.max_tokens, has_pairs=has_pairs, keeps_end=keeps_end(parts.folder)
+    )
     with store.writing() as writer:
-        tensors = tuple(writer.add_tensor(name, load()) for name, load in parts.tensors)
+        tensors = tuple(stored(writer, weight.name, weight.source) for weight in parts.weights)
         manifest = _manifest(parts, writer.add_blob("graph", parts.graph), writer.add_blob("tokenizer", tokenizer), tensors)
         writer.commit(manifest, uri, version)
         return ImportReport(manifest, writer.new_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A tensor by the graph's name for it."""
+
+    name: str
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +84,7 @@ class _Parts:
     family: str
     purpose: Purpose
     graph: bytes
-    tensors: tuple[tuple[str, Callable[[], NDArray[np.float32]]], ...]
+    weights: tuple[_Weight, ...]
     vocabulary: int
     width: int
     max_tokens: int
@@ -85,6 +97,8 @@ def _parts(folder: Path, limits: StoreLimits) -> _Parts:
     try:
         checkpoint = read_checkpoint(folder, limits)
     except UnsupportedModel as reason:
+        if any(folder.rglob(f"*{LISTING}")):
+            raise UnsupportedModel(f"{reason}; packs hold built-in architectures only: package it with --form folder") from reason
         return _foreign(read_foreign(folder, limits, reason))
     if not has_weights(checkpoint.folder) and any(checkpoint.folder.has(place) for place in ONNX_PLACES):
         return _foreign(read_foreign(folder, limits, None))
@@ -102,7 +116,7 @@ def _generated(checkpoint: Checkpoint) -> _Parts:
         family=trunk.family,
         purpose=purpose,
         graph=graph.model,
-        tensors=tuple((wanted.name, tensor.float32) for wanted, tensor in found),
+        weights=tuple(_Weight(wanted.name, source_of(tensor)) for wanted, tensor in found),
         vocabulary=trunk.vocabulary,
         width=head.width(trunk.hidden) if isinstance(head, SentenceHead) else head.labels,
         max_tokens=checkpoint.max_tokens,
@@ -117,7 +131,9 @@ def _foreign(model: ForeignModel) -> _Parts:
         family=model.family,
         purpose=model.purpose,
         graph=model.split.model,
-        tensors=tuple((name, partial(_same, array)) for name, array in sorted(model.split.weights.items())),
+        weights=tuple(
+            _Weight(name, Source(array.shape, "F32", partial(_same, array))) for name, array in sorted(model.split.weights.items())
+        ),
         vocabulary=model.vocabulary,
         width=model.width,
         max_tokens=model.max_tokens,

@@ -1,4 +1,4 @@
-"""All weights of a checkpoint, whatever files they lie in: safetensors or torch's pickles, whole or in shards, and those of modules."""
+"""All weights of a checkpoint, whatever files they lie in: safetensors, packs, torch's pickles, in shards, of modules."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatshare.core.errors import BadPackage
+from flatshare.core.ids import TensorDigest
 from flatshare.package.folder import Folder
+from flatshare.package.packed import LISTING, PackedFile
 from flatshare.package.pickles import PickleFile
 from flatshare.package.weights import WeightEntry, WeightsFile
 
@@ -26,6 +28,9 @@ class TensorFile(Protocol):
     def float32(self, entry: WeightEntry) -> NDArray[np.float32]:
         """The tensor as float32. Raises BadPackage if it is no float."""
 
+    def stated(self, entry: WeightEntry) -> TensorDigest | None:
+        """The tensor's digest in a store, if it is known without reading it."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundTensor:
@@ -36,6 +41,10 @@ class FoundTensor:
 
     def float32(self) -> NDArray[np.float32]:
         return self.file.float32(self.entry)
+
+    @property
+    def stated(self) -> TensorDigest | None:
+        return self.file.stated(self.entry)
 
 
 class Weights:
@@ -64,7 +73,7 @@ def read_module_weights(top: Folder, module_folders: Iterable[str]) -> Weights:
 
 def has_weights(folder: Folder) -> bool:
     """Whether there is a file of weights, or an index of such files."""
-    return any(folder.has(name) or folder.has(f"{name}.index.json") for name in _FILES)
+    return any(_has(folder, name) or folder.has(f"{name}.index.json") for name in _FILES)
 
 
 def _module_tensors(top: Folder, module_folders: Iterable[str]) -> dict[str, FoundTensor]:
@@ -72,14 +81,23 @@ def _module_tensors(top: Folder, module_folders: Iterable[str]) -> dict[str, Fou
 
 
 def _tensors(folder: Folder) -> Iterator[tuple[str, FoundTensor]]:
-    for name, opened in _FILES.items():
-        if folder.has(name):
-            yield from _all_of(opened(folder.path / name))
+    for name in _FILES:
+        if _has(folder, name):
+            yield from _all_of(_opened(folder, name, _FILES[name]))
             return
         if folder.has(f"{name}.index.json"):
-            yield from _shards(folder, f"{name}.index.json", opened)
+            yield from _shards(folder, f"{name}.index.json", _FILES[name])
             return
     raise BadPackage(f"{folder.shown('model.safetensors')} is missing: a checkpoint directory is what save_pretrained() writes")
+
+
+def _has(folder: Folder, name: str) -> bool:
+    return folder.has(name) or folder.has(name + LISTING)
+
+
+def _opened(folder: Folder, name: str, kind: Callable[[Path], TensorFile]) -> TensorFile:
+    """Whole, or taken apart into packs."""
+    return PackedFile(folder.path / name, folder.limits) if folder.has(name + LISTING) else kind(folder.path / name)
 
 
 def _all_of(file: TensorFile) -> Iterator[tuple[str, FoundTensor]]:
@@ -99,7 +117,9 @@ def _shards(folder: Folder, index: str, opened: Callable[[Path], TensorFile]) ->
     for name in names:
         if "/" in name or name.startswith(".") or "\0" in name:
             raise BadPackage(f"{folder.shown(index)} names the file {name[:64]!r}: shards lie beside their index")
-        shards[name] = opened(folder.required_path(name, f"{index} names it; copy all shards"))
+        if not _has(folder, name):
+            folder.required_path(name, f"{index} names it; copy all shards")
+        shards[name] = _opened(folder, name, opened)
     for tensor, name in places.items():
         entry = shards[name].entries.get(tensor)
         if entry is None:

@@ -74,16 +74,30 @@ class WeightsFile:
 
     def float32(self, entry: WeightEntry) -> NDArray[np.float32]:
         """The tensor as float32; narrower and wider floats are converted into memory of their own."""
-        raw = np.frombuffer(self._map, np.uint8, entry.end - entry.begin, entry.begin)
-        if entry.dtype == "F32":
-            values = raw.view("<f4")
-        elif entry.dtype == "BF16":  # the upper half of a float32
-            values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
-        elif entry.dtype in FLOATS:
-            values = narrowed(entry, raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]), self._name)
-        else:
-            raise BadPackage(f"tensor '{entry.name}' in {self._name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")
-        return values.reshape(entry.shape)
+        return as_float32(np.frombuffer(self._map, np.uint8, entry.end - entry.begin, entry.begin), entry, self._name)
+
+    def stated(self, entry: WeightEntry) -> None:
+        """Nobody says what the digests are."""
+
+
+def as_float32(raw: NDArray[np.uint8], entry: WeightEntry, file_name: str) -> NDArray[np.float32]:
+    """A tensor's bytes as float32. Raises BadPackage for what is no float."""
+    if entry.dtype == "F32":
+        values = raw.view("<f4")
+    elif entry.dtype == "BF16":  # the upper half of a float32
+        values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
+    elif entry.dtype in FLOATS:
+        values = narrowed(entry, raw.view({"F16": "<f2", "F64": "<f8"}[entry.dtype]), file_name)
+    else:
+        raise BadPackage(f"tensor '{entry.name}' in {file_name} is of type {entry.dtype}: weights must be F32, F16, BF16 or F64")
+    return values.reshape(entry.shape)
+
+
+def item_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """What a tensor takes. Raises BadPackage for a type that safetensors does not have."""
+    if dtype not in _ITEM_BYTES:
+        raise BadPackage(f"{dtype[:16]!r} is no type of tensors")
+    return prod(shape) * _ITEM_BYTES[dtype]
 
 
 def narrowed(entry: WeightEntry, values: NDArray[np.floating[Any]], file_name: str) -> NDArray[np.float32]:

@@ -82,8 +82,6 @@ class Admission:
     is_scratch: bool = False
     is_own_limit: bool = False
     """If it waits: only for its own tenant's models, so it must not hold up others."""
-    wait_s: float | None = None
-    """If it waits: until when a look again is due although nothing was given back."""
     short_of: str = ""
     """If it evicts, what lacks room: anonymous, which is hard, before mapped; or the tenant's ceiling."""
 
@@ -117,7 +115,7 @@ def _displacing(view: MemoryView, need: Need, shortage: Shortage, lack: str) -> 
         if scratch is not None:
             return scratch
     if victims is None:
-        return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use", wait_s=_wait_s(view))
+        return Admission(Verdict.WAIT, (), f"{lack}, and every model that could make room is in use")
     return Admission(Verdict.EVICT_FIRST, victims, lack, short_of="anonymous" if shortage.anonymous_bytes > 0 else "mapped")
 
 
@@ -157,7 +155,7 @@ def _over_ceiling(view: MemoryView, need: Need) -> Admission | None:
     victims = evict.choose(own, Holders(tensors, shared), Shortage(0, over), replace(view.rules.manners, requester=need.tenant))
     lack = f"tenant {need.tenant} would exceed its ceiling of {format_size(ceiling)} by {format_size(over)}"
     if victims is None:
-        return Admission(Verdict.WAIT, (), f"{lack}, and its other models are in use", is_own_limit=True, wait_s=_wait_s(view))
+        return Admission(Verdict.WAIT, (), f"{lack}, and its other models are in use", is_own_limit=True)
     return Admission(Verdict.EVICT_FIRST, victims, lack, short_of="ceiling")
 
 
@@ -177,13 +175,6 @@ def _into_scratch(view: MemoryView, need: Need, holders: Holders, manners: Manne
         return None
     reason = "worth less than what it would push out: served from the scratch slot"
     return Admission(Verdict.EVICT_FIRST if victims else Verdict.ADMIT, victims, reason, is_scratch=True, short_of="scratch")
-
-
-def _wait_s(view: MemoryView) -> float | None:
-    """Until the first model that is spared for its youth may go."""
-    manners = view.rules.manners
-    ends = [manners.spared_until_s(r) for r in view.residents if not r.leases and not r.is_pinned]
-    return min((end - manners.now_s for end in ends if end > manners.now_s), default=None)
 
 
 def _unheld(wanted: Mapping[Name, int], holders: Mapping[Name, int]) -> int:

@@ -6,8 +6,10 @@
                     (OutOfService may be updated and deleted, which Updating may not: no endpoint is ever stuck)
     DeleteEndpoint  Deleting ──no instance left──► gone
 
+    rolling update  RollingBack ──the old fleet does not start──► UpdateRollbackFailed (both serve what they have)
+
 An endpoint runs its `active` deployment and, while it changes, its `target` too. A change of configuration has a deployment id
-of its own, so all of its instances are new (blue/green); a change of weights or counts keeps the id, hence the instances.
+of its own, so all of its instances are new, and its traffic moves as `rollout.py` says; a change of numbers keeps id and instances.
 """
 
 from collections import Counter
@@ -18,6 +20,8 @@ from typing import Any, NewType
 
 from flatshare.core.ids import EndpointName, InstanceId, VariantName
 from flatshare.core.state import EndpointRoute, InstanceAddress, Routes, VariantRoute
+from flatshare.policy import rollout
+from flatshare.policy.rollout import AT_ONCE, NOT_BEGUN, Move, Progress, Rollout
 
 DeploymentId = NewType("DeploymentId", str)
 _STABLE_AFTER_S = 60.0  # an instance that lived so long did not crash because of how it was started
@@ -34,6 +38,7 @@ class Status(StrEnum):
     OUT_OF_SERVICE = "OutOfService"
     DELETING = "Deleting"
     FAILED = "Failed"
+    UPDATE_ROLLBACK_FAILED = "UpdateRollbackFailed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,9 @@ class Deployment:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What DescribeEndpoint repeats of the configuration, which may have been deleted by then."""
 
+    progress: Progress = NOT_BEGUN
+    """While it is a target: how much of the traffic it has."""
+
     @property
     def all_variants(self) -> tuple[Variant, ...]:
         return self.variants + self.shadows
@@ -77,6 +85,13 @@ class DesiredEndpoint:
     status: Status
     active: Deployment | None = None
     target: Deployment | None = None
+    rollout: Rollout = AT_ONCE
+    """How the traffic moves from one to the other."""
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another fleet is to take over, other than by new numbers for the same."""
+        return self.active is not None and self.target is not None and self.active.id != self.target.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +143,10 @@ class Observed:
 
 class Verdict(Enum):
     SETTLED = "everything wanted answers: InService"
+    SHIFTED = "one more step of the traffic"
     ROLLING_BACK = "the change failed: what was started for it is stopped"
     ROLLED_BACK = "the change is undone: InService as before"
+    ROLLBACK_FAILED = "the old fleet does not come back: UpdateRollbackFailed"
     NEVER_STARTED = "nothing to fall back to: Failed"
     OUT_OF_SERVICE = "its instances cannot be brought back yet"
     GONE = "deleted, and its last instance has stopped"
@@ -143,6 +160,8 @@ class Mark:
     revision: int
     verdict: Verdict
     reason: str = ""
+    at_s: float = 0.0
+    """Wall clock: when a step was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +179,14 @@ class Plan:
     stops: tuple[InstanceId, ...]
     starts: tuple[Start, ...]
     retry_at_s: float | None
-    """When to look again, if a start waits for its delay to pass."""
+    """When to look again, if a start waits for its delay to pass, or a step for its wait."""
 
 
-def plan(desired: tuple[DesiredEndpoint, ...], observed: Observed, *, now_s: float) -> Plan:
+def plan(desired: tuple[DesiredEndpoint, ...], observed: Observed, *, now_s: float, wall_s: float = 0.0) -> Plan:
     """Routes, starts and stops are those of the moment after the marks."""
-    marks = tuple(mark for endpoint in desired if (mark := _mark(endpoint, observed)))
-    verdicts = {mark.endpoint: mark.verdict for mark in marks}
-    after = tuple(kept for endpoint in desired if (kept := _kept(endpoint, verdicts)))
+    marks = tuple(mark for endpoint in desired if (mark := _mark(endpoint, observed, wall_s)))
+    marked = {mark.endpoint: mark for mark in marks}
+    after = tuple(kept for endpoint in desired if (kept := _kept(endpoint, marked)))
     wanted = {slot: _Wanted(count, endpoint.revision) for endpoint in after for slot, count in wanted_counts(endpoint).items()}
     stops = _stops(wanted, observed)
     missing = {slot: want.count - len(_running(observed, slot)) for slot, want in wanted.items()}
@@ -179,25 +198,36 @@ def plan(desired: tuple[DesiredEndpoint, ...], observed: Observed, *, now_s: flo
         marks=marks,
         stops=stops,
         starts=starts,
-        retry_at_s=min((retry_at_s[slot] for slot in delayed), default=None),
+        retry_at_s=min((*(retry_at_s[slot] for slot in delayed), *_steps_due(after, observed, now_s, wall_s)), default=None),
     )
 
 
-def judged(endpoint: DesiredEndpoint, verdict: Verdict) -> DesiredEndpoint | None:
+def judged(endpoint: DesiredEndpoint, verdict: Verdict, at_s: float = 0.0) -> DesiredEndpoint | None:
     """The endpoint after a verdict on it; nothing if it is gone."""
+    after: DesiredEndpoint | None = None
     match verdict:
         case Verdict.SETTLED:
-            return replace(endpoint, status=Status.IN_SERVICE, active=endpoint.target or endpoint.active, target=None)
+            settled = endpoint.target or endpoint.active
+            after = replace(endpoint, status=Status.IN_SERVICE, active=settled and replace(settled, progress=NOT_BEGUN), target=None)
+        case Verdict.SHIFTED:
+            assert endpoint.target is not None, "only a target takes over traffic. This is a bug."
+            progress = replace(endpoint.target.progress, step=endpoint.target.progress.step + 1, since_s=at_s)
+            after = replace(endpoint, target=replace(endpoint.target, progress=progress))
         case Verdict.ROLLING_BACK:
-            return replace(endpoint, status=Status.ROLLING_BACK, target=None)
+            # Of a rolling update the old fleet has shrunk: the new one serves on until the old one is whole again.
+            keeps = endpoint.status is Status.UPDATING and endpoint.rollout.is_rolling and endpoint.is_replaced
+            after = replace(endpoint, status=Status.ROLLING_BACK, target=endpoint.target if keeps else None)
+        case Verdict.ROLLBACK_FAILED:
+            after = replace(endpoint, status=Status.UPDATE_ROLLBACK_FAILED)
         case Verdict.ROLLED_BACK:
-            return replace(endpoint, status=Status.IN_SERVICE)
+            after = replace(endpoint, status=Status.IN_SERVICE)
         case Verdict.NEVER_STARTED:
-            return replace(endpoint, status=Status.FAILED)
+            after = replace(endpoint, status=Status.FAILED)
         case Verdict.OUT_OF_SERVICE:
-            return replace(endpoint, status=Status.OUT_OF_SERVICE, target=None)
+            after = replace(endpoint, status=Status.OUT_OF_SERVICE, target=None)
         case Verdict.GONE:
-            return None
+            pass
+    return after
 
 
 def wanted_counts(endpoint: DesiredEndpoint) -> Mapping[Slot, int]:
@@ -208,8 +238,18 @@ def wanted_counts(endpoint: DesiredEndpoint) -> Mapping[Slot, int]:
     for deployment in filter(None, (endpoint.active, endpoint.target)):
         for variant in deployment.all_variants:
             slot = Slot(endpoint.name, deployment.id, variant.name)
-            counts[slot] = max(counts.get(slot, 0), variant.count)
+            counts[slot] = max(counts.get(slot, 0), _wanted_count(endpoint, deployment, variant))
     return counts
+
+
+def _wanted_count(endpoint: DesiredEndpoint, deployment: Deployment, variant: Variant) -> int:
+    target = endpoint.target
+    if target is None or not endpoint.is_replaced:
+        return variant.count
+    step = endpoint.rollout, target.progress, target.instance_count
+    if deployment is target:
+        return rollout.new_count(*step, variant.count)
+    return rollout.old_count(*step, variant.count) if endpoint.status is Status.UPDATING else variant.count
 
 
 def trouble_after(before: Trouble | None, *, slot: Slot, revision: int, lived_s: float, now_s: float, start_failure: str | None) -> Trouble:
@@ -218,20 +258,49 @@ def trouble_after(before: Trouble | None, *, slot: Slot, revision: int, lived_s:
     return Trouble(slot, in_a_row + 1, now_s, revision, start_failure)
 
 
-def _mark(endpoint: DesiredEndpoint, observed: Observed) -> Mark | None:
+def _mark(endpoint: DesiredEndpoint, observed: Observed, wall_s: float) -> Mark | None:
     verdict: Verdict | None = None
     reason = ""
     if endpoint.status is Status.DELETING:
         has_instances = any(instance.slot.endpoint == endpoint.name for instance in observed.instances)
         verdict = None if has_instances else Verdict.GONE
     elif endpoint.status is Status.ROLLING_BACK:
-        verdict = None if _has_surplus(endpoint, observed) else Verdict.ROLLED_BACK
+        verdict = _verdict_on_way_back(endpoint, observed)
+        if verdict is Verdict.ROLLBACK_FAILED and endpoint.active is not None:
+            reason = _start_failure(endpoint, endpoint.active, observed) or ""
     elif endpoint.status in {Status.CREATING, Status.UPDATING, Status.OUT_OF_SERVICE}:
         aim = endpoint.target or endpoint.active
         assert aim is not None, f"{endpoint.name} is {endpoint.status} towards nothing. This is a bug."
         reason = _start_failure(endpoint, aim, observed) or ""
-        verdict = Verdict.SETTLED if _is_ready(endpoint, aim, observed) else _verdict_on_failure(endpoint, observed) if reason else None
-    return Mark(endpoint.name, endpoint.revision, verdict, reason) if verdict else None
+        move = _decision(endpoint, observed, wall_s).move
+        if move is Move.TIME_OUT and not reason:
+            reason = f"The deployment was not done within its MaximumExecutionTimeoutInSeconds of {endpoint.rollout.timeout_s:g}."
+        steps = {Move.SETTLE: Verdict.SETTLED, Move.SHIFT: Verdict.SHIFTED}
+        verdict = steps.get(move) or (_verdict_on_failure(endpoint, observed) if reason else None)
+    return Mark(endpoint.name, endpoint.revision, verdict, reason, wall_s) if verdict else None
+
+
+def _decision(endpoint: DesiredEndpoint, observed: Observed, wall_s: float) -> rollout.Decision:
+    """How far the endpoint's way to its target, or back into service, may go now."""
+    aim = endpoint.target or endpoint.active
+    assert aim is not None, f"{endpoint.name} is {endpoint.status} towards nothing. This is a bug."
+    chosen = endpoint.rollout if endpoint.is_replaced else AT_ONCE
+    return rollout.decide(chosen, aim.progress, aim.instance_count, is_ready=_is_ready(endpoint, aim, observed), now_s=wall_s)
+
+
+def _steps_due(after: tuple[DesiredEndpoint, ...], observed: Observed, now_s: float, wall_s: float) -> list[float]:
+    """When, by the clock of `now_s`, the next steps are due."""
+    decisions = [_decision(e, observed, wall_s) for e in after if e.status is Status.UPDATING and e.is_replaced]
+    return [now_s + max(0.0, decision.due_s - wall_s) for decision in decisions if decision.due_s is not None]
+
+
+def _verdict_on_way_back(endpoint: DesiredEndpoint, observed: Observed) -> Verdict | None:
+    active = endpoint.active
+    if endpoint.target is not None and active is not None:
+        if _is_ready(endpoint, active, observed):
+            return Verdict.ROLLING_BACK
+        return Verdict.ROLLBACK_FAILED if _start_failure(endpoint, active, observed) else None
+    return None if _has_surplus(endpoint, observed) else Verdict.ROLLED_BACK
 
 
 def _verdict_on_failure(endpoint: DesiredEndpoint, observed: Observed) -> Verdict | None:
@@ -255,7 +324,10 @@ def _start_failure(endpoint: DesiredEndpoint, aim: Deployment, observed: Observe
 
 
 def _is_ready(endpoint: DesiredEndpoint, aim: Deployment, observed: Observed) -> bool:
-    return all(len(_ready(observed, Slot(endpoint.name, aim.id, variant.name))) >= variant.count for variant in aim.all_variants)
+    return all(
+        len(_ready(observed, Slot(endpoint.name, aim.id, variant.name))) >= _wanted_count(endpoint, aim, variant)
+        for variant in aim.all_variants
+    )
 
 
 def _has_surplus(endpoint: DesiredEndpoint, observed: Observed) -> bool:
@@ -265,8 +337,9 @@ def _has_surplus(endpoint: DesiredEndpoint, observed: Observed) -> bool:
     return any(count > wanted.get(slot, 0) for slot, count in present.items())
 
 
-def _kept(endpoint: DesiredEndpoint, verdicts: Mapping[EndpointName, Verdict]) -> DesiredEndpoint | None:
-    return judged(endpoint, verdicts[endpoint.name]) if endpoint.name in verdicts else endpoint
+def _kept(endpoint: DesiredEndpoint, marks: Mapping[EndpointName, Mark]) -> DesiredEndpoint | None:
+    mark = marks.get(endpoint.name)
+    return endpoint if mark is None else judged(endpoint, mark.verdict, mark.at_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,9 +368,9 @@ def _ready(observed: Observed, slot: Slot) -> list[ObservedInstance]:
 
 def _routes(after: tuple[DesiredEndpoint, ...], observed: Observed, *, excluded: frozenset[InstanceId]) -> Routes:
     """Every endpoint with an active deployment, even while none of its instances answers: it exists all the same."""
-    served = {Status.IN_SERVICE, Status.UPDATING, Status.ROLLING_BACK, Status.OUT_OF_SERVICE}
+    unserved = {Status.CREATING, Status.FAILED, Status.DELETING}
     addresses = _addresses(observed, excluded)
-    return Routes({e.name: _route(e.name, e.active, addresses) for e in after if e.active and e.status in served})
+    return Routes({e.name: _route(e, e.active, addresses) for e in after if e.active and e.status not in unserved})
 
 
 def _addresses(observed: Observed, excluded: frozenset[InstanceId]) -> Mapping[Slot, tuple[InstanceAddress, ...]]:
@@ -309,8 +382,19 @@ def _addresses(observed: Observed, excluded: frozenset[InstanceId]) -> Mapping[S
     return found
 
 
-def _route(name: EndpointName, active: Deployment, addresses: Mapping[Slot, tuple[InstanceAddress, ...]]) -> EndpointRoute:
-    def routed(variants: tuple[Variant, ...]) -> tuple[VariantRoute, ...]:
-        return tuple(VariantRoute(v.name, v.weight, v.prefix, addresses.get(Slot(name, active.id, v.name), ())) for v in variants)
+def _route(endpoint: DesiredEndpoint, active: Deployment, addresses: Mapping[Slot, tuple[InstanceAddress, ...]]) -> EndpointRoute:
+    """While the traffic moves, the old and the new variants of a name stand side by side, each with its part of the weight."""
 
-    return EndpointRoute(name, is_multi_model=True, variants=routed(active.variants), shadows=routed(active.shadows))
+    def routed(deployment: Deployment, variants: tuple[Variant, ...], factor: float) -> tuple[VariantRoute, ...]:
+        found = {v.name: addresses.get(Slot(endpoint.name, deployment.id, v.name), ()) for v in variants}
+        return tuple(VariantRoute(v.name, v.weight * factor, v.prefix, found[v.name]) for v in variants)
+
+    target = endpoint.target
+    moved = rollout.share(endpoint.rollout, target.progress, target.instance_count) if target and endpoint.is_replaced else 0.0
+    if target is None or moved in {0.0, 1.0}:
+        whole = target if target and moved else active
+        return EndpointRoute(endpoint.name, True, routed(whole, whole.variants, 1.0), routed(whole, whole.shadows, 1.0))
+    totals = [sum(variant.weight for variant in deployment.variants) or 1.0 for deployment in (active, target)]
+    old, new = (1.0 - moved) / totals[0], moved / totals[1]
+    variants = (*routed(active, active.variants, old), *routed(target, target.variants, new))
+    return EndpointRoute(endpoint.name, True, variants, routed(active, active.shadows, old))

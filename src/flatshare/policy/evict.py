@@ -73,18 +73,20 @@ class Manners:
     order: Order = Order.LRU
     now_s: float = 0.0
     min_residency_s: float = 0.0
-    """Younger models leave only if older ones do not suffice."""
+    """Younger models, and those whose load took a third of their stay or more, leave only if others do not suffice."""
     floors: Mapping[Tenant, int] = field(default_factory=dict)
     """Bytes by tenant that nobody else can push out."""
     requester: Tenant | None = None
     """For whom room is made: its own floor does not protect it from itself."""
 
     def is_spared(self, resident: Resident) -> bool:
-        return resident.leases > 0 or resident.is_pinned or self.now_s < self.spared_until_s(resident)
+        return resident.leases > 0 or resident.is_pinned
 
-    def spared_until_s(self, resident: Resident) -> float:
-        """A model that has hardly arrived stays so long; plain LRU knows no such thing."""
-        return resident.loaded_s + _RELOADS * resident.reload_s if self.order is Order.VALUE else float("-inf")
+    def is_young(self, resident: Resident) -> bool:
+        """It leaves after its elders. No more than that: were it spared, cold requests would wait for its birthday. LRU knows no youth."""
+        if self.order is not Order.VALUE:
+            return False
+        return self.now_s - resident.loaded_s < max(self.min_residency_s, _RELOADS * resident.reload_s)
 
 
 PLAIN = Manners()
@@ -125,9 +127,8 @@ def freed_bytes(resident: Resident, holders: Holders) -> int:
 
 
 def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, bool, float, float]:
-    is_young = manners.now_s - resident.loaded_s < manners.min_residency_s
     value = resident.worth / max(1, freed_bytes(resident, holders)) if manners.order is Order.VALUE else 0.0
-    return (not resident.is_scratch, is_young, value, resident.used_s)
+    return (not resident.is_scratch, manners.is_young(resident), value, resident.used_s)
 
 
 class _Floors:

@@ -9,6 +9,9 @@ _WITHIN_S = 600.0
 _FIRST_BACK_OFF_S = 30.0
 _LONGEST_BACK_OFF_S = 3600.0
 _MOVE_EVERY_S = 5.0  # a move costs a load; more often would be thrashing
+_SOON_S = 0.001
+_CLEAR, _CLEAR_SHARE = 1.5, 0.05
+"""A move is worth its load if the workers differ by more than half as much again as the model brings, and by a twentieth: less is noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class WorkerLoad:
     """Models that live there."""
     is_busy: bool
     busy_s: float
-    """Time that it has worked in the last while, for the choice between idle ones."""
+    """How long the models that live there have worked in the last while, the present run included."""
 
 
 class Action(Enum):
@@ -32,11 +35,24 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A model whose worker is busy with something."""
+
+    busy_s: float
+    """As a worker's, for this model alone."""
+    since_move_s: float
+    is_behind_itself: bool
+    """Its own run keeps its worker busy: it gains nothing by moving."""
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """`worker` is where the model goes; None with START: to the one that is started."""
 
     action: Action
     worker: str | None = None
+    again_s: float | None = None
+    """When to look again, should nothing happen until then: whoever runs now may be running still, and waiting be worse by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +68,21 @@ def home(workers: Sequence[WorkerLoad]) -> str | None:
     return min(workers, key=lambda worker: (worker.models, worker.is_busy, worker.busy_s, worker.name)).name if workers else None
 
 
-def choose(own: WorkerLoad, others: Sequence[WorkerLoad], *, waits_for_itself: bool, since_move_s: float, most: int) -> Choice:
-    """For a request whose model's worker is `own`: wait there, or let the model move to a worker that has nothing to do.
+def choose(own: WorkerLoad, others: Sequence[WorkerLoad], model: Waiting, *, most: int) -> Choice:
+    """For a request whose model lives in `own`: wait there, or let the model move to a worker that has nothing to do.
 
-    A model whose own run keeps its worker busy gains nothing by moving.
+    A model moves only if the work is spread more evenly afterwards. Moving to whoever is idle at the moment would keep models going to
+    and fro: a move costs a load, and it may leave one worker with most of the work.
     """
-    if not own.is_busy or waits_for_itself or since_move_s < _MOVE_EVERY_S or own.models < 2:
+    if not own.is_busy or model.is_behind_itself or own.models < 2:
         return Choice(Action.WAIT)
     idle = [worker for worker in others if not worker.is_busy]
-    if idle:
-        return Choice(Action.MOVE, min(idle, key=lambda worker: (worker.busy_s, worker.models, worker.name)).name)
-    return Choice(Action.START) if 1 + len(others) < most else Choice(Action.WAIT)
+    if not idle:
+        return Choice(Action.START) if 1 + len(others) < most else Choice(Action.WAIT)
+    target = min(idle, key=lambda worker: (worker.busy_s, worker.models, worker.name))
+    clear_in_s = max(target.busy_s + _CLEAR * model.busy_s, target.busy_s / (1 - _CLEAR_SHARE)) - own.busy_s
+    again_s = max(clear_in_s, _MOVE_EVERY_S - model.since_move_s)
+    return Choice(Action.MOVE, target.name) if again_s < 0 else Choice(Action.WAIT, again_s=max(again_s, _SOON_S))
 
 
 def quarantine(failures_s: Sequence[float], now_s: float, last: Quarantine | None) -> Quarantine | None:

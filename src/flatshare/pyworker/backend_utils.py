@@ -6,7 +6,7 @@ Written from Triton's public API (https://github.com/triton-inference-server/pyt
 from types import ModuleType
 from typing import Any, Protocol
 
-from flatshare.pyworker import config, mapping, tensors
+from flatshare.pyworker import config, mapping, metrics, tensors
 from flatshare.pyworker.frames import BadFrame, decode_texts, encode_texts
 from flatshare.pyworker.requests import (
     FINAL,
@@ -38,6 +38,8 @@ class ModelHost(Protocol):
 
     def is_ready(self, name: str, version: str) -> bool: ...
 
+    def metric_changed(self, metric: metrics.Metric) -> None: ...
+
 
 def module_for(host: ModelHost, shared: mapping.SharedTensors) -> ModuleType:
     """A fresh `triton_python_backend_utils` that speaks for one model."""
@@ -51,6 +53,8 @@ def module_for(host: ModelHost, shared: mapping.SharedTensors) -> ModuleType:
         "TritonError": TritonError,
         "TritonModelException": TritonModelException,
         "Logger": _Logger(host),
+        "MetricFamily": type("MetricFamily", (metrics.MetricFamily,), {"told": host}),
+        "Metric": metrics.Metric,
         "ModelConfig": config.ModelConfig,
         "PreferredMemory": PreferredMemory,
         "get_input_tensor_by_name": get_input_tensor_by_name,

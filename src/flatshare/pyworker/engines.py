@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from flatshare.pyworker import batches
 from flatshare.pyworker.config import Config, ModelConfig
 from flatshare.pyworker.frames import NamedArray
 from flatshare.pyworker.mapping import SharedTensors
@@ -145,7 +146,7 @@ class TorchScriptEngine:
         self._order = _argument_order([tensor["name"] for tensor in place.config["input"]], self._argument_names())
 
     def execute(self, requests: list[InferenceRequest]) -> Responses:
-        return [_one(self._run, request) for request in requests]
+        return _in_one_or_alone(self._run, requests, self.config)
 
     def close(self) -> None:
         self._model = None
@@ -153,11 +154,11 @@ class TorchScriptEngine:
     def _argument_names(self) -> list[str]:
         return [argument.name for argument in self._model.forward.schema.arguments[1:]]
 
-    def _run(self, request: InferenceRequest) -> InferenceResponse:
-        given = {tensor.name(): self._torch.utils.dlpack.from_dlpack(tensor) for tensor in request.inputs()}
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+        given = {tensor.name(): self._torch.utils.dlpack.from_dlpack(tensor) for tensor in inputs}
         with self._torch.inference_mode():
             found = self._model(*(given.get(name) for name in self._order))
-        return InferenceResponse([Tensor.from_dlpack(name, value) for name, value in self._named(found)])
+        return [Tensor.from_dlpack(name, value) for name, value in self._named(found)]
 
     def _named(self, found: Any) -> list[tuple[str, Any]]:
         names = [tensor["name"] for tensor in self.config["output"]]
@@ -192,17 +193,17 @@ class OnnxEngine:
         self.config = _completed_from(self._session, place.config)
 
     def execute(self, requests: list[InferenceRequest]) -> Responses:
-        return [_one(self._run, request) for request in requests]
+        return _in_one_or_alone(self._run, requests, self.config)
 
     def close(self) -> None:
         self._session = None
         self._weights = {}
 
-    def _run(self, request: InferenceRequest) -> InferenceResponse:
-        given = {tensor.name(): _for_onnx(tensor.as_numpy()) for tensor in request.inputs()}
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+        given = {tensor.name(): _for_onnx(tensor.as_numpy()) for tensor in inputs}
         names = [tensor["name"] for tensor in self.config["output"]]
         found = self._session.run(names, given)
-        return InferenceResponse([Tensor(name, value) for name, value in zip(names, found, strict=True)])
+        return [Tensor(name, value) for name, value in zip(names, found, strict=True)]
 
 
 def _for_onnx(values: Any) -> Any:
@@ -250,10 +251,16 @@ def _completed_from(session: Any, config: Config) -> Config:
     return completed.as_dict()
 
 
-def _one(run: Any, request: InferenceRequest) -> InferenceResponse:
+def _in_one_or_alone(run: batches.Run, requests: list[InferenceRequest], config: Config) -> list[InferenceResponse]:
+    """What was gathered to be run together is one run; if that cannot be, each request is one."""
+    together = batches.in_one(run, requests, has_rows=config.get("max_batch_size", 0) > 0)
+    return [_one(run, request) for request in requests] if together is None else together
+
+
+def _one(run: batches.Run, request: InferenceRequest) -> InferenceResponse:
     """A request that goes wrong leaves the others of its batch alone."""
     try:
-        return run(request)  # type: ignore[no-any-return]  # both engines' `_run`
+        return InferenceResponse(run(request.inputs()))
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  # the boundary of a native engine

@@ -14,6 +14,7 @@ from flatshare.pyworker.frames import Frame, NamedArray
 from flatshare.pyworker.hygiene import Hygiene
 from flatshare.pyworker.link import Link
 from flatshare.pyworker.mapping import SharedTensors, TensorPlace
+from flatshare.pyworker.metrics import Ledger, Metric
 from flatshare.pyworker.namespace import Namespaces
 from flatshare.pyworker.requests import InferenceRequest, InferenceResponse, TritonError
 from flatshare.pyworker.tensors import Tensor
@@ -30,6 +31,7 @@ class Host:
         self._hygiene = hygiene
         self._namespaces = Namespaces()
         self._models: dict[str, Engine] = {}
+        self._ledger = Ledger()
 
     def run(self) -> None:
         """Until the instance says stop; raises InstanceGone if it hangs up."""
@@ -39,6 +41,7 @@ class Host:
             job = self._link.next_job(_PAUSE_S if self._hygiene.is_due else None)
             if job is None:
                 self._hygiene.tidy()
+                self._tell_metrics("")
             elif job.kind == "stop":
                 self._close_all()
                 return
@@ -65,6 +68,7 @@ class Host:
             self._hygiene.after_run()
         self._models[key] = engine
         self._hygiene.after_import(has_models=True)
+        self._tell_metrics(key)
         self._link.send("loaded", id=job.fields["id"], config=engine.config)
 
     def _engine(self, kind: str, place: ModelPlace, key: str) -> Engine:
@@ -73,7 +77,7 @@ class Host:
             return TorchScriptEngine(place)
         if kind == "onnxruntime":
             return OnnxEngine(place)
-        utilities = module_for(ModelVoice(self._link, key, place.name), place.shared)
+        utilities = module_for(ModelVoice(self._link, key, place.name, self._ledger), place.shared)
         folders = [str(place.path.parent), place.folder]
         return PythonEngine(place, self._namespaces.new(folders, {MODULE: utilities}))
 
@@ -81,7 +85,7 @@ class Host:
         """Answer each request of the batch. Nothing of it is kept once this returns."""
         key, identity = job.fields["model"], job.fields["id"]
         engine = self._models[key]
-        requests = _requests(job, ModelVoice(self._link, key, ""), is_decoupled=job.fields["is_decoupled"])
+        requests = _requests(job, ModelVoice(self._link, key, "", self._ledger), is_decoupled=job.fields["is_decoupled"])
         self._hygiene.before_run()
         try:
             responses = engine.execute(requests)
@@ -91,6 +95,7 @@ class Host:
             return
         finally:
             self._hygiene.after_run()
+            self._tell_metrics(key)
         self._send_done(identity, engine, requests, responses)
 
     def _send_done(self, identity: int, engine: Engine, requests: list[InferenceRequest], responses: Any) -> None:
@@ -118,6 +123,10 @@ class Host:
         self._hygiene.after_unload()
         self._link.send("unloaded", id=job.fields["id"], **fields)
 
+    def _tell_metrics(self, key: str) -> None:
+        if changed := self._ledger.take():
+            self._link.send("metrics", model=key, series=changed)
+
     def _close_all(self) -> None:
         for key, engine in self._models.items():
             with self._failures_logged(key, "finalize"):
@@ -134,10 +143,11 @@ class Host:
 class ModelVoice:
     """What one model says to the instance: calls of other models, responses of a decoupled one, log messages."""
 
-    def __init__(self, link: Link, key: str, name: str) -> None:
+    def __init__(self, link: Link, key: str, name: str, ledger: Ledger) -> None:
         self._link = link
         self._key = key
         self._name = name
+        self._ledger = ledger
 
     def call(self, request: InferenceRequest, *, is_decoupled: bool) -> list[InferenceResponse]:
         answer = self._link.ask(
@@ -155,6 +165,9 @@ class ModelVoice:
 
     def is_ready(self, name: str, version: str) -> bool:
         return bool(self._link.ask("is_ready", model=self._key, name=name, version=version).fields["is_ready"])
+
+    def metric_changed(self, metric: Metric) -> None:
+        self._ledger.metric_changed(metric)
 
     def log(self, level: str, message: str) -> None:
         self._link.send("log", model=self._key, level=level, message=message[:_LONGEST_SENTENCE])

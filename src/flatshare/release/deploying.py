@@ -1,7 +1,6 @@
 """A package behind its endpoint: number → endpoint → artifacts → answers → alias. Each step may be done again, by anybody, at any time."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import orjson
@@ -12,7 +11,18 @@ from flatshare.core import naming
 from flatshare.core.errors import BadInput, CallFailed
 from flatshare.core.ids import EndpointName
 from flatshare.core.naming import DEFAULT_FLEET, LIVE
-from flatshare.core.release import DEFAULT_LIMITS, CanaryLimits, Change, ModelReleases, Promote, Ready, Reserve, StartCanary, Version
+from flatshare.core.release import (
+    DEFAULT_LIMITS,
+    CanaryLimits,
+    Change,
+    ModelReleases,
+    Promote,
+    Ready,
+    Reserve,
+    StartCanary,
+    Version,
+    VersionState,
+)
 from flatshare.package.build import Form, Package, verify_package
 from flatshare.policy import release
 from flatshare.release import upload
@@ -87,36 +97,50 @@ def difference(site: Site, package: Package, wish: Wish) -> Difference:
         is_new_endpoint=endpoint_prefix(site.sagemaker, endpoint) is None,
         version=number,
         is_new_version=known is None,
-        send_bytes=sum(transfer.size_bytes for transfer in todo),
+        send_bytes=sum(one.size_bytes for one in todo) + sum(t.size_bytes for t in upload.missing_trunks(Shelf(prefix), package)),
         alias_from=alias.version if alias else None,
         alias_to=None if stays else number,
     )
 
 
-def deploy(site: Site, package: Package, wish: Wish, say: Callable[[str], None] = lambda _: None) -> Deployed:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An endpoint that is in service, and where its models lie."""
+
+    endpoint: EndpointName
+    prefix: str
+
+
+def deploy(site: Site, package: Package, wish: Wish, place: Place | None = None) -> Deployed:
     """Bring it about. Callers go on being answered by what was there until the new version has answered.
 
-    Raises an error of `core/errors.py` or of boto3; a second try goes on where the first broke off.
+    `place` is what `ready_place` said for packages of this kind; None asks it. Raises an error of `core/errors.py` or of boto3; a
+    second try goes on where the first broke off.
     """
     record = package.record
     _require_form(site, package)
     verify_package(package)
-    endpoint, prefix = _place(site, record.kind, wish)
-    say("endpoint")
-    ensure_endpoint(site.sagemaker, replace(site.plan, name=endpoint, prefix=prefix))
-    prefix = endpoint_prefix(site.sagemaker, endpoint) or prefix  # somebody may have made it at the same time, for another place
-    before = site.book.find(record.model)
+    place = place or ready_place(site, record.kind, wish)
+    endpoint, shelf = place.endpoint, Shelf(place.prefix)
+    sent = upload.send_trunks(shelf, package)
     releases = _changed(site, package, endpoint, _reserve(package), wish.why)
     version = release.reserved(releases, record.digest)
     assert version is not None, "a number was given and is not there. This is a bug."
-    say("artifacts")
-    sent = upload.upload(Shelf(with_slash(prefix)), version, upload.transfers(package, version))
-    say("first answer")
+    sent += upload.upload(shelf, version, upload.transfers(package, version))
     took_ms = max(_first_answer_ms(site, package, endpoint, version, part.name) for part in record.parts)
     _changed(site, package, endpoint, Ready(version.number), wish.why)
     _point(site, package, endpoint, version, wish)
-    is_new = before is None or release.reserved(before, record.digest) is None
-    return Deployed(record.model, version.number, endpoint, is_new, sent, took_ms)
+    return Deployed(record.model, version.number, endpoint, version.state is VersionState.UPLOADING, sent, took_ms)
+
+
+def ready_place(site: Site, kind: str, wish: Wish) -> Place:
+    """The endpoint for models of this kind, made if it is missing. Raises an error before that if its prefix cannot be written to."""
+    endpoint, prefix = _place(site, kind, wish)
+    if endpoint_prefix(site.sagemaker, endpoint) is None:
+        upload.require_writable(Shelf(prefix))  # or an endpoint would be left over a place where no model can be put
+    ensure_endpoint(site.sagemaker, replace(site.plan, name=endpoint, prefix=prefix))
+    # Somebody may have made it at the same time, for another place.
+    return Place(endpoint, with_slash(endpoint_prefix(site.sagemaker, endpoint) or prefix))
 
 
 def _point(site: Site, package: Package, endpoint: EndpointName, version: Version, wish: Wish) -> None:

@@ -1,6 +1,6 @@
 """From where models are served today: read an existing multi-model deployment, and make the same endpoints here."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,18 @@ from botocore.exceptions import ClientError
 
 from flatshare.client.aws import sentence_of
 from flatshare.core.errors import BadInput, BadPackage
+from flatshare.core.settings import StoreLimits
 from flatshare.core.signature import Task
+from flatshare.package.generation.checkpoint import T5_TYPES
+from flatshare.package.generation.importer import is_generating
 
 _KEPT_OF_VARIANT = ("VariantName", "ModelName", "InstanceType", "InitialInstanceCount", "InitialVariantWeight", "RoutingConfig")
+_DESCRIBED = {"EndpointArn": "endpoints", "EndpointConfigArn": "configs", "ModelArn": "models"}
+_NAMES = {"endpoints": "EndpointName", "configs": "EndpointConfigName", "models": "ModelName"}
 _KEPT_OF_CONTAINER = ("Image", "Mode", "ModelDataUrl", "Environment", "MultiModelConfig", "ContainerHostname")
 
 
-class Found(msgspec.Struct, frozen=True):
+class Found(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What SageMaker's describe calls say, by name: what a deployment is, as JSON that can be carried elsewhere."""
 
     endpoints: dict[str, dict[str, Any]] = {}
@@ -53,12 +58,48 @@ def save(found: Found, file: Path) -> None:
     file.write_bytes(orjson.dumps(msgspec.to_builtins(found, builtin_types=(object,)), default=str, option=orjson.OPT_INDENT_2))
 
 
-def load(file: Path) -> Found:
-    """Raises BadInput."""
+def load(files: Iterable[Path]) -> Found:
+    """What `save` wrote, or what `aws sagemaker describe-endpoint`, `describe-endpoint-config` and `describe-model` print, a file each.
+
+    Raises BadInput, also if a configuration or a model of an endpoint is missing.
+    """
+    found = Found()
+    for file in files:
+        fields = _object(file)
+        kind = next((name for key, name in _DESCRIBED.items() if key in fields), None)
+        if kind is not None:
+            getattr(found, kind)[str(fields.get(_NAMES[kind]))] = fields
+            continue
+        try:
+            saved = msgspec.convert(fields, Found)
+        except msgspec.MsgspecError as error:
+            raise _unknown(file, str(error)) from error
+        for kind in _NAMES:
+            getattr(found, kind).update(getattr(saved, kind))
+    _require_whole(found)
+    return found
+
+
+def _require_whole(found: Found) -> None:
+    """Every endpoint's configuration and models are there."""
+    for name, endpoint in found.endpoints.items():
+        config = found.configs.get(str(endpoint.get("EndpointConfigName")))
+        if config is None:
+            raise BadInput(f"the configuration '{endpoint.get('EndpointConfigName')}' of endpoint '{name}' is missing: add its description")
+        for variant in config.get("ProductionVariants", ()):
+            if "ModelName" in variant and variant["ModelName"] not in found.models:
+                raise BadInput(f"model '{variant['ModelName']}' of endpoint '{name}' is missing: add its description")
+
+
+def _object(file: Path) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Found)
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except msgspec.MsgspecError as error:
-        raise BadInput(f"'{file}' is not what 'flatshare import sagemaker --save' writes: {error}") from error
+        raise _unknown(file, str(error)) from error
+
+
+def _unknown(file: Path, why: str) -> BadInput:
+    return BadInput(f"'{file}' is not what 'flatshare import sagemaker --save' writes, nor a description by the AWS CLI: {why}")
 
 
 def recreate(found: Found, sagemaker: Any, *, instance_count: int) -> Iterator[Moved]:
@@ -91,10 +132,14 @@ def recreate(found: Found, sagemaker: Any, *, instance_count: int) -> Iterator[M
 
 def layout_for(checkpoint: Path) -> str:
     """The shipped layout for a checkpoint that transformers saved. Raises BadPackage if config.json does not tell."""
+    if not (checkpoint / "config.json").is_file() and any(checkpoint.glob("*.gguf")):
+        return "gguf"
     try:
         config = msgspec.json.decode((checkpoint / "config.json").read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError) as error:
         raise BadPackage(f"'{checkpoint}' has no config.json that can be read: is it what save_pretrained() wrote?") from error
+    if is_generating(checkpoint, StoreLimits()):
+        return "autocomplete" if config.get("model_type") in T5_TYPES else "drafting"
     heads = [str(name) for name in config.get("architectures") or []]
     if (checkpoint / "modules.json").is_file() or any(name.endswith("Model") for name in heads):
         return _LAYOUTS[Task.EMBEDDING]

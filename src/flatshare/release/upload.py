@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flatshare.core.errors import StoreUnavailable
+from flatshare.core.errors import StoreUnavailable, UnknownTarget
 from flatshare.core.release import Version
-from flatshare.package.build import Package
+from flatshare.package.build import Package, TrunkUsed
+from flatshare.package.packs import INDEX, PACK, TRUNKS, Pack
 from flatshare.store.shelf import Shelf
+
+_MARK = ".flatshare/README"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,42 @@ def upload(shelf: Shelf, version: Version, wanted: list[Transfer]) -> int:
             f"'{shelf.uri}{left[0].key}' is not as it was sent: somebody else writes there, or the store lost it; try again"
         )
     return sum(transfer.size_bytes for transfer in todo)
+
+
+def missing_trunks(shelf: Shelf, package: Package) -> list[TrunkUsed]:
+    """Those that the package refers to and that do not lie below the prefix."""
+    return [trunk for trunk in package.record.trunks if not _has_trunk(shelf, trunk)]
+
+
+def send_trunks(shelf: Shelf, package: Package) -> int:
+    """Bytes that had to be sent of what the package refers to. What is to be sent is hashed first.
+
+    Raises UnknownTarget if a trunk is neither there nor beside the package, BadPackage if it is not what its name says.
+    """
+    sent_bytes = 0
+    for trunk in missing_trunks(shelf, package):
+        folder = package.trunk(trunk)
+        if not folder.is_dir():
+            raise UnknownTarget(
+                f"'{package.folder}' refers to trunk {trunk.id}, which is neither at '{shelf.uri}{TRUNKS}' nor beside the package: "
+                f"copy it to '{folder}', or package with --form folder"
+            )
+        Pack(folder).verify(trunk.id)
+        for name in (PACK, INDEX):
+            shelf.put(f"{TRUNKS}{trunk.id}/{name}", folder / name)
+        sent_bytes += trunk.size_bytes
+    return sent_bytes
+
+
+def require_writable(shelf: Shelf) -> None:
+    """Raises UnknownTarget, DiskFull or StoreUnavailable if nothing can be put below the prefix."""
+    shelf.put(_MARK, b"models deployed by flatshare lie here\n")
+
+
+def _has_trunk(shelf: Shelf, trunk: TrunkUsed) -> bool:
+    there = shelf.sizes(f"{TRUNKS}{trunk.id}")
+    folder = f"{TRUNKS}{trunk.id}/"
+    return there.get(folder + PACK) == trunk.size_bytes and folder + INDEX in there
 
 
 def remove(shelf: Shelf, version: Version) -> None:

@@ -5,11 +5,11 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 
-from flatshare.core.access import Ask, Grant, Principal, Resource
+from flatshare.core.access import AccessKey, Ask, Grant, Principal, Resource
 from flatshare.core.clock import Clock
-from flatshare.core.errors import AccessDenied, IncompleteSignature, MissingCredentials, UnknownKey
+from flatshare.core.errors import AccessDenied, IncompleteSignature, MissingCredentials, RateExceeded, UnknownKey
 from flatshare.core.settings import SecuritySettings
-from flatshare.policy import access
+from flatshare.policy import access, rate
 from flatshare.security.keys import KeyFile, KeyRing
 from flatshare.security.replay import ReplayWindow
 from flatshare.wire import sigv4
@@ -53,13 +53,18 @@ class Guard:
         self._signing_keys: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         self._keys = None if self.auth is Auth.NONE else KeyRing(KeyFile(settings.keys_file), clock, self._signing_keys.clear)
         self._replays = ReplayWindow(clock)
+        self._buckets: dict[str, rate.Bucket] = {}
+        """Of keys with a rate: as many as there are such keys."""
 
     @property
     def key_count(self) -> int:
         return 0 if self._keys is None else self._keys.count
 
     def authenticate(self, request: Request, road: Road) -> Principal:
-        """Who sent the request; a body that came in signed chunks is put together. Raises an Unauthenticated, or BodyTooLarge."""
+        """Who sent the request; a body that came in signed chunks is put together.
+
+        Raises an Unauthenticated, BodyTooLarge, or RateExceeded.
+        """
         if self._keys is None:
             return ANYBODY
         if sigv4.is_signed(request):
@@ -74,14 +79,14 @@ class Guard:
         return self.holder(authorization[len(_BEARER) :])
 
     def holder(self, token: str) -> Principal:
-        """Whose bearer token `ID.SECRET` that is; for roads that are not HTTP, too. Raises UnknownKey."""
+        """Whose bearer token `ID.SECRET` that is; for roads that are not HTTP, too. Raises UnknownKey or RateExceeded."""
         if self._keys is None:
             return ANYBODY
         key_id, _, secret = token.strip().partition(".")
         key = self._keys.key(key_id)
         if not hmac.compare_digest(secret.encode(), key.secret.encode()):
             raise UnknownKey("The security token included in the request is invalid.")
-        return key.principal
+        return self._counted(key)
 
     def require(self, principal: Principal, ask: Ask) -> None:
         """Raises AccessDenied, in AWS's words."""
@@ -100,6 +105,16 @@ class Guard:
         request.body = sigv4.verified_body(request, claim, self._signing_key(key.secret, claim))
         if road.is_mutation and claim.expires_s is None:
             self._replays.require_new(claim.signature)
+        return self._counted(key)
+
+    def _counted(self, key: AccessKey) -> Principal:
+        """Once it is proved who calls, so that nobody spends another's calls."""
+        name = key.principal.key_id
+        if key.rate_rps is not None:
+            taken = rate.take(self._buckets.get(name), key.rate_rps, self._clock.monotonic_s())
+            self._buckets[name] = taken.bucket
+            if not taken.is_allowed:
+                raise RateExceeded(f"Rate exceeded: the access key '{key.principal.name}' may make {key.rate_rps:g} calls a second")
         return key.principal
 
     def _signing_key(self, secret: str, claim: sigv4.Claim) -> bytes:

@@ -45,9 +45,9 @@ class KeyFile:
         except FileNotFoundError:
             return {}
 
-    def create(self, name: str, grants: tuple[Grant, ...], now_s: float) -> AccessKey:
+    def create(self, name: str, grants: tuple[Grant, ...], now_s: float, *, rate_rps: float | None = None) -> AccessKey:
         key_id = "FSKA" + "".join(secrets.choice(_ID_LETTERS) for _ in range(16))
-        key = AccessKey(Principal(name, key_id, checked(name, grants)), secrets.token_urlsafe(30), now_s)
+        key = AccessKey(Principal(name, key_id, checked(name, grants)), secrets.token_urlsafe(30), now_s, rate_rps)
         with self._changed() as keys:
             keys[key_id] = key
         return key
@@ -167,11 +167,15 @@ def _mark(path: Path) -> tuple[int, int, int] | None:
 
 
 def _render(keys: Keys) -> bytes:
-    rows = [
-        {"id": i, "name": k.principal.name, "secret": k.secret, "created_s": k.created_s, "grants": render_grants(k.principal.grants)}
-        for i, k in keys.items()
-    ]
+    rows = [_row(key) for key in keys.values()]
     return orjson.dumps({"version": 1, "keys": rows}, option=orjson.OPT_INDENT_2)
+
+
+def _row(key: AccessKey) -> dict[str, object]:
+    principal = key.principal
+    grants = render_grants(principal.grants)
+    row = {"id": principal.key_id, "name": principal.name, "secret": key.secret, "created_s": key.created_s, "grants": grants}
+    return row if key.rate_rps is None else row | {"rate_rps": key.rate_rps}
 
 
 def _parse(content: bytes, path: Path) -> Keys:
@@ -188,4 +192,8 @@ def _key(row: Mapping[str, Any]) -> AccessKey:
     grants = checked(row["name"], parse_grants(row["grants"]))
     if not isinstance(row["id"], str) or not isinstance(row["secret"], str) or len(row["secret"]) < 16:
         raise BadInput("an access key needs an id, and a secret of at least 16 characters")
-    return AccessKey(Principal(row["name"], row["id"], grants), row["secret"], float(row["created_s"]))
+    rate_rps = row.get("rate_rps")
+    if rate_rps is not None and not 0 < float(rate_rps) < float("inf"):
+        raise BadInput("a key's rate_rps must be more than 0")
+    principal = Principal(row["name"], row["id"], grants)
+    return AccessKey(principal, row["secret"], float(row["created_s"]), None if rate_rps is None else float(rate_rps))

@@ -170,16 +170,19 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._url += url
-        self._count_header_bytes(len(url))
+        self._header_bytes += len(url)
+        if self._header_bytes > self._bounds.max_header_bytes:
+            self._refuse(431, b"the path is too long")
+            raise _Refused
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._is_in_head:
             return  # trailers are not headers
         name = name.lower()
-        self._count_header_bytes(len(name) + len(value))
+        self._header_bytes += len(name) + len(value)
         self._header_count += 1
-        if self._header_count > self._bounds.max_headers:
-            self._refuse(431, b"too many headers")
+        if self._header_bytes > self._bounds.max_header_bytes or self._header_count > self._bounds.max_headers:
+            self._refuse(431, b"the headers are too large, or too many")
             raise _Refused
         self._headers[name] = self._headers[name] + b"," + value if name in self._headers else value
 
@@ -311,12 +314,6 @@ class Connection(asyncio.Protocol):
             self._write(Reply(status, reason + b"\n", b"text/plain", [(REQUEST_ID, request_id.encode())]), is_head=False, closes=True)
         if self._transport is not None:
             self._transport.close()
-
-    def _count_header_bytes(self, count: int) -> None:
-        self._header_bytes += count
-        if self._header_bytes > self._bounds.max_header_bytes:
-            self._refuse(431, b"the headers are too large")
-            raise _Refused
 
 
 def _head(reply: Reply, length: bytes, *, closes: bool) -> list[bytes]:

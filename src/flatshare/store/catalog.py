@@ -44,6 +44,8 @@ CREATE TABLE IF NOT EXISTS artifacts (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, model TEXT NOT NULL REFERENCES models ON DELETE CASCADE) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS artifacts_by_model ON artifacts (model);
 CREATE TABLE IF NOT EXISTS footprints (model TEXT PRIMARY KEY, own_bytes INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS imports (model TEXT PRIMARY KEY, took_s REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS trunks (uri TEXT PRIMARY KEY, version TEXT NOT NULL, tensors TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS refusals (
     uri TEXT PRIMARY KEY, version TEXT NOT NULL, error TEXT NOT NULL, sentence TEXT NOT NULL) WITHOUT ROWID;
 """
@@ -123,6 +125,11 @@ class Catalog:
         row = self._one("SELECT model FROM artifacts WHERE uri = ? AND version = ?", uri, version)
         return ModelDigest(row[0]) if row else None
 
+    def last_model_of(self, uri: ArtifactUri) -> ModelDigest | None:
+        """What the artifact was when it was last imported."""
+        row = self._one("SELECT model FROM artifacts WHERE uri = ?", uri)
+        return ModelDigest(row[0]) if row else None
+
     def refusal_of(self, uri: ArtifactUri, version: str) -> Refusal | None:
         row = self._one("SELECT error, sentence FROM refusals WHERE uri = ? AND version = ?", uri, version)
         return Refusal(row[0], row[1]) if row else None
@@ -150,6 +157,20 @@ class Catalog:
     def has_tensor(self, digest: TensorDigest) -> bool:
         return self._one("SELECT 1 FROM tensors WHERE digest = ?", digest) is not None
 
+    def layout_of_tensor(self, digest: TensorDigest) -> str | None:
+        """Shape and type of a tensor that is here (`layout_of`)."""
+        row = self._one("SELECT shape FROM tensors WHERE digest = ?", digest)
+        return row[0] if row else None
+
+    def trunk(self, uri: ArtifactUri, version: str) -> frozenset[str]:
+        """The digests of a trunk that was verified on this machine as it is now; empty if it was not."""
+        row = self._one("SELECT tensors FROM trunks WHERE uri = ? AND version = ?", uri, version)
+        return frozenset(orjson.loads(row[0])) if row else frozenset()
+
+    def remember_trunk(self, uri: ArtifactUri, version: str, digests: Iterable[str]) -> None:
+        with self.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO trunks VALUES (?, ?, ?)", (uri, version, orjson.dumps(sorted(digests))))
+
     def sketched(self, sketch: Digest) -> SketchedTensor | None:
         """The tensor that was stored with this sketch (store/recognition.py)."""
         statement = (
@@ -174,6 +195,19 @@ class Catalog:
                 "INSERT INTO footprints VALUES (?, ?) ON CONFLICT (model) DO UPDATE SET own_bytes = MAX(own_bytes, excluded.own_bytes)",
                 (digest, own_bytes),
             )
+
+    def remember_import(self, digest: ModelDigest, took_s: float) -> None:
+        """How long it took to bring the model onto this disk. A full disk is no reason to fail."""
+        with suppress(sqlite3.OperationalError), self.transaction() as sql:
+            sql.execute("INSERT OR REPLACE INTO imports VALUES (?, ?)", (digest, took_s))
+
+    def import_times(self) -> dict[ModelDigest, float]:
+        """In seconds, of the models for which it is known."""
+        return {ModelDigest(row[0]): row[1] for row in self._connection().execute("SELECT model, took_s FROM imports")}
+
+    def artifacts(self) -> set[ArtifactUri]:
+        """Those of which a version is on this disk, or was refused."""
+        return {ArtifactUri(row[0]) for row in self._connection().execute("SELECT uri FROM artifacts UNION SELECT uri FROM refusals")}
 
     def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:
         with self.transaction() as sql:

@@ -15,6 +15,10 @@ from obstore.store import LocalStore, ObjectStoreMethods
 from flatshare.core.errors import BadInput, DiskFull, StoreUnavailable, UnknownTarget
 from flatshare.store.remote import open_store, reason_of
 
+_NO_ROOM = ("No space left", "Disk quota exceeded", "File too large")  # the last of a process whose files may not grow (ulimit -f)
+
+_DENIED = ("Permission denied", "status code: 401", "status code: 403")  # what a list met has no type of its own
+
 
 @dataclass(frozen=True, slots=True)
 class Object:
@@ -104,9 +108,9 @@ class Shelf:
             raise _denied(uri) from error
         except (BaseError, OSError) as error:
             said = f"{reason_of(error)} {error}"
-            if "No space left" in said or "Disk quota exceeded" in said:
+            if any(words in said for words in _NO_ROOM):
                 raise DiskFull(f"there is no room for '{uri}': free some, nothing was changed") from error
-            if "Permission denied" in said or "status code: 403" in said:
+            if any(words in said for words in _DENIED):
                 raise _denied(uri) from error
             raise StoreUnavailable(
                 f"'{uri}' does not answer as it should ({reason_of(error)}): try again, what has arrived is not sent anew"

@@ -5,43 +5,31 @@ Synchronous: it runs in a worker's thread or process. A URI is prefix + target a
 
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from threading import Event
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import ObjectStoreMethods
 
+from flatshare.core.call import Urgency
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget
 from flatshare.core.ids import ArtifactUri
-from flatshare.core.settings import StoreLimits
-from flatshare.core.sizes import MIB, format_size
+from flatshare.core.settings import DiskSettings, StoreLimits
+from flatshare.core.sizes import format_size
 from flatshare.store import archive
-from flatshare.store.remote import open_store, reason_of
+from flatshare.store.download import Download
+from flatshare.store.link import Link
+from flatshare.store.objects import SourceFile, changed, denied, missing, object_file, store_errors
+from flatshare.store.remote import open_store
 
 _REMOTE_SCHEMES = {"s3", "gs", "az"}
 _MAX_DEPTH = 4
-_STATUS = re.compile(r"status code: (\d{3})")
-_PARALLEL_FILES = 8
-_PIECE_BYTES = 64 * MIB  # one request; with the time-out below, the slowest link that we bear does 0.5 MiB/s
 _DEFAULT_LIMITS = StoreLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """One file of an artifact: its path below the artifact ("" if it is the artifact), and what changes with its content."""
-
-    relative_path: str
-    size_bytes: int
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +53,19 @@ def probe(uri: ArtifactUri, *, root: str, limits: StoreLimits = _DEFAULT_LIMITS)
     probed = _probe_local(location, root, limits) if location.is_local else _probe_remote(location, limits)
     files = tuple(sorted(probed, key=lambda file: file.relative_path))
     if not files:
-        raise _missing(uri)
+        raise missing(uri)
     kind = "directory" if files[0].relative_path else archive.archive_kind(location.path)
     if kind is None:
         raise BadPackage(f"'{uri}' is neither a folder nor an archive: name it {', '.join(archive.ARCHIVE_SUFFIXES)} if it is one.")
     return Artifact(uri, kind, _version(files), files, sum(file.size_bytes for file in files))
 
 
-def fetch(artifact: Artifact, into: Path, limits: StoreLimits) -> Path:
+def fetch(artifact: Artifact, into: Path, limits: StoreLimits, link: Link | None = None) -> Path:
     """Bring the artifact onto this disk, and return the folder that holds its checkpoint.
 
     A local folder is returned in place. All else is put below `into`, in a folder named by the artifact's version: what lies
     there under its final name is whole and right, and a second fetch, or one after a crash, does only what is missing.
+    `link` bounds what comes from afar; without one, it comes as fast as it can.
     Raises UnknownTarget, StoreUnavailable (also if the content changed since the probe), BadPackage, DiskFull.
     """
     location = _Location.parse(artifact.uri)
@@ -87,11 +76,14 @@ def fetch(artifact: Artifact, into: Path, limits: StoreLimits) -> Path:
         raise BadPackage(f"'{artifact.uri}' has {format_size(artifact.size_bytes)}, and the limit for one model is {most}.")
     home = into / artifact.version[:32]
     with archive.disk_errors(into), _locked(home):
+        way = link or Link(into, DiskSettings(), Urgency.DEMAND)
         if artifact.kind == "directory":
-            _Download(location, home).all(artifact.files)
+            (home / "files").mkdir(exist_ok=True)
+            wanted = ((file, home / "files" / file.relative_path) for file in artifact.files)
+            Download(location.bucket, location.key, home, way).all(wanted)
             return home / "files"
         if not (home / "unpacked").exists():
-            _unpack(artifact.files[0], artifact.kind, location, home, limits)
+            _unpack(artifact.files[0], artifact.kind, location, home, limits, way)
         return archive.checkpoint_folder(home / "unpacked")
 
 
@@ -136,10 +128,6 @@ def _outside(uri: str) -> UnknownTarget:
     return UnknownTarget(f"'{uri}' lies outside of the endpoint's prefix: name a path below it, and let no link lead out of it.")
 
 
-def _denied(uri: str) -> UnknownTarget:
-    return UnknownTarget(f"'{uri}' may not be read: check the credentials, and that they permit to list and get objects there.")
-
-
 def _version(files: Iterable[SourceFile]) -> str:
     """A digest of every path, size and version."""
     lines = (f"{file.relative_path}\0{file.size_bytes}\0{file.version}\0" for file in files)
@@ -157,7 +145,7 @@ def _probe_local(location: _Location, root: str, limits: StoreLimits) -> list[So
     except (FileNotFoundError, NotADirectoryError):
         return []
     except PermissionError as error:
-        raise _denied(location.uri) from error
+        raise denied(location.uri) from error
     except OSError as error:
         raise StoreUnavailable(f"'{location.uri}' cannot be read ({error.strerror}): check the disk, and try again.") from error
 
@@ -210,9 +198,9 @@ def _check_bounds(count: int, depth: int, uri: str, limits: StoreLimits) -> None
 
 def _probe_remote(location: _Location, limits: StoreLimits) -> list[SourceFile]:
     store = open_store(location.bucket)
-    with _store_errors(location.uri):
+    with store_errors(location.uri):
         listed = [] if archive.archive_kind(location.path) else _listed(store, location, limits)
-        return listed if listed or not location.key else [_object("", obstore.head(store, location.key))]
+        return listed if listed or not location.key else [object_file("", obstore.head(store, location.key))]
 
 
 def _listed(store: ObjectStoreMethods, location: _Location, limits: StoreLimits) -> list[SourceFile]:
@@ -222,7 +210,7 @@ def _listed(store: ObjectStoreMethods, location: _Location, limits: StoreLimits)
             path = archive.safe_path(meta["path"].removeprefix(location.key).lstrip("/"))
             if path and not any(part.startswith(".") for part in path.split("/")):
                 _check_bounds(len(found), path.count("/"), location.uri, limits)
-                found.append(_object(path, meta))
+                found.append(object_file(path, meta))
     return _without_folder_marks(found, location.uri)
 
 
@@ -233,43 +221,6 @@ def _without_folder_marks(files: list[SourceFile], uri: str) -> list[SourceFile]
         if file.relative_path in folders and file.size_bytes:
             raise BadPackage(f"'{uri}' holds '{file.relative_path}' both as an object and as a folder: rename one of them.")
     return [file for file in files if file.relative_path not in folders]
-
-
-def _object(path: str, meta: "obstore.ObjectMeta") -> SourceFile:
-    tag = meta["e_tag"]
-    if tag and not tag.startswith(('"', "W/")):
-        tag = f'"{tag}"'  # some servers leave the quotes out in lists, and only there
-    return SourceFile(path, meta["size"], tag or meta["last_modified"].isoformat())
-
-
-@contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
-    """Tell apart what is missing, what is denied and what is out of reach."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise _missing(uri) from error
-    except PreconditionError as error:
-        raise _changed(uri) from error
-    except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise _denied(uri) from error
-    except (BaseError, ValueError) as error:
-        # What a list met: obstore gives all of it one type, and the status in the text.
-        reason = reason_of(error)
-        status = _STATUS.search(reason)
-        if status and status[1] in {"401", "403"}:
-            raise _denied(uri) from error
-        if status and status[1] == "404":
-            raise _missing(uri) from error
-        raise StoreUnavailable(f"The store of '{uri}' does not answer as it should ({reason}): try again.") from error
-
-
-def _missing(uri: str) -> UnknownTarget:
-    return UnknownTarget(f"Nothing lies at '{uri}': upload a model's folder or archive there, or correct the target model.")
-
-
-def _changed(uri: str) -> StoreUnavailable:
-    return StoreUnavailable(f"'{uri}' changed while it was read: try again, and upload a new model under a new name.")
 
 
 @contextmanager
@@ -285,68 +236,17 @@ def _locked(home: Path) -> Iterator[None]:
             raise
 
 
-class _Download:
-    """Objects of one artifact on their way here. What an interrupted fetch left is kept: the home's name tells its version."""
-
-    def __init__(self, location: _Location, home: Path) -> None:
-        self._store = open_store(location.bucket)
-        self._location = location
-        self._home = home
-        self._is_over = Event()
-
-    def all(self, files: Iterable[SourceFile]) -> None:
-        """Complete each file of a folder. The first error ends the others too."""
-        with ThreadPoolExecutor(_PARALLEL_FILES) as pool:
-            jobs = [pool.submit(self.one, file, self._home / "files" / file.relative_path) for file in files]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            finally:
-                self._is_over.set()
-                pool.shutdown(cancel_futures=True)
-
-    def one(self, file: SourceFile, target: Path) -> None:
-        """Complete one file."""
-        if target.exists():
-            return
-        part = self._home / "parts" / f"{sha256(file.relative_path.encode()).hexdigest()[:32]}.part"
-        part.parent.mkdir(exist_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as out:
-            if out.tell() > file.size_bytes:
-                out.truncate(0)
-            while (start := out.seek(0, os.SEEK_END)) < file.size_bytes:
-                if self._is_over.is_set():
-                    return
-                self._piece(file, start, out)
-        part.rename(target)
-
-    def _piece(self, file: SourceFile, start: int, out: BinaryIO) -> None:
-        key = f"{self._location.key}/{file.relative_path}".strip("/")
-        end = min(start + _PIECE_BYTES, file.size_bytes)
-        is_strong = file.version.startswith('"')  # If-Match never holds for a weak tag (RFC 9110, 13.1.1)
-        options = {"range": (start, end)} | ({"if_match": file.version} if is_strong else {})
-        with _store_errors(f"{self._location.bucket}/{key}"):
-            answer = obstore.get(self._store, key, options=options)
-            # Not every server heeds If-Match.
-            if _object(file.relative_path, answer.meta) != file or answer.range != (start, end):
-                raise _changed(self._location.uri)
-            out.writelines(answer.stream(min_chunk_size=MIB))
-        if out.tell() != end:
-            raise StoreUnavailable(f"The store ended its answer for '{key}' too early: try again.")
-
-
-def _unpack(file: SourceFile, kind: archive.ArchiveKind, location: _Location, home: Path, limits: StoreLimits) -> None:
+def _unpack(file: SourceFile, kind: archive.ArchiveKind, location: _Location, home: Path, limits: StoreLimits, link: Link) -> None:
     for leftover in home.glob("unpacked.unpacking-*"):  # of a process that was killed: the lock is ours
         shutil.rmtree(leftover, ignore_errors=True)
     if location.is_local:
         path = Path(location.path)
         if not path.is_file() or _source_file("", path.stat()) != file:
-            raise _changed(location.uri)
+            raise changed(location.uri)
         archive.unpack(path, home / "unpacked", kind, limits)
         return
     packed = home / "packed"
-    _Download(location, home).one(file, packed)
+    Download(location.bucket, location.key, home, link).all([(file, packed)])
     try:
         archive.unpack(packed, home / "unpacked", kind, limits)
     finally:

@@ -5,6 +5,8 @@
     store/blobs/DIGEST      graphs and tokenizers
     store/files, packages, environments     models that are served from their own files (packages.py)
     store/incoming/         artifacts on their way in
+    store/link, demand      the way to the object store, shared by the machine's fetches (link.py)
+    store/room.lock         held by who makes room on the disk (instance/disk.py)
     store/import.lock       held by the one import that writes; the kernel lets go of it when the importer dies
 
 An import writes pack and blobs under temporary names, makes them durable, renames them, and only then commits rows.
@@ -19,6 +21,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,7 +36,7 @@ from flatshare.store.packages import PackageArea, removed
 from flatshare.store.recognition import Recognizer, sketch_of
 
 PAGE = 4096
-_SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
+SMALL_ALIGNMENT = 64  # a cache line; a page for each bias would waste a tenth of a small model
 _OUT_OF_SPACE = {28, 122, 27}  # ENOSPC, EDQUOT, EFBIG
 
 
@@ -125,6 +128,7 @@ class TensorStore:
                 tensors = sql.execute("DELETE FROM tensors WHERE digest NOT IN (SELECT tensor FROM model_tensors)").rowcount
                 sql.execute("DELETE FROM packs WHERE id NOT IN (SELECT pack FROM tensors)")
                 sql.execute("DELETE FROM footprints WHERE model NOT IN (SELECT digest FROM models)")
+                sql.execute("DELETE FROM imports WHERE model NOT IN (SELECT digest FROM models)")
                 sql.execute("DELETE FROM file_tensors WHERE file NOT IN (SELECT file FROM package_files)")
                 used = "SELECT json_extract(manifest, '$.graph') FROM models UNION SELECT json_extract(manifest, '$.tokenizer') FROM models"
                 sql.execute(f"DELETE FROM blobs WHERE digest NOT IN ({used})")  # noqa: S608  # no value of a caller in it
@@ -268,9 +272,14 @@ class StoreWriter:
                 self._sketches.append((sketch, digest))
         return tensor
 
+    def known_tensor(self, name: str, digest: TensorDigest, shape: tuple[int, ...]) -> TensorSpec | None:
+        """The float32 tensor of this digest and shape, if an earlier import brought it: it need not be read then."""
+        tensor = TensorSpec(name, digest, shape, 4 * prod(shape))
+        return tensor if self._store.catalog.layout_of_tensor(digest) == layout_of(tensor) else None
+
     def append(self, tensor: TensorSpec, data: bytes | memoryview) -> None:
         """For this module only: put the bytes at the end of the pack, aligned."""
-        offset = self._pack.align(PAGE if tensor.size_bytes >= PAGE else _SMALL_ALIGNMENT)
+        offset = self._pack.align(PAGE if tensor.size_bytes >= PAGE else SMALL_ALIGNMENT)
         self._pack.write(data)
         self._digests.add(tensor.digest)
         self._written.append((tensor, offset))

@@ -1,9 +1,17 @@
 """Structured logs: an event's name and its fields, as coloured lines for a terminal or as JSON for machines."""
 
+import io
 import logging
 import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import structlog
+
+CURRENT_REQUEST: ContextVar[str] = ContextVar("current_request")
+"""Its id. Set at every door, so that each line that is logged for a request says so."""
 
 
 def configure(*, json: bool, level: str = "info") -> None:
@@ -14,15 +22,39 @@ def configure(*, json: bool, level: str = "info") -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Undemanding(sys.stderr)),
         cache_logger_on_first_use=True,
     )
+
+
+class _Undemanding(io.TextIOBase):
+    """A stream for lines that nobody has to read: a full disk under a log, or a reader that has gone, is no reason to fail."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+
+def _add_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request_id = CURRENT_REQUEST.get(None)
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

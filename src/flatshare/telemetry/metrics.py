@@ -1,10 +1,13 @@
 """What Prometheus reads at `/metrics`. Labels are bounded: endpoints in service, instances and codes; never models, tenants or callers."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
+
+from flatshare.core.readings import ModelMetric
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 UNKNOWN = "unknown"
@@ -27,6 +30,16 @@ class InstanceReading:
     decisions: dict[str, int]
     evictions: dict[str, int]
     """By cause."""
+    refusals: dict[str, int]
+    """By reason."""
+    queues: dict[str, int]
+    """Who waits, by class."""
+    pressure_bytes: int
+    """Of the memory limit: not to be used for the moment."""
+    thrash_index: float
+    lacks_memory: bool
+    model_metrics: tuple[ModelMetric, ...] = ()
+    """What models count for themselves."""
 
 
 class GatewayMetrics:
@@ -78,13 +91,32 @@ class GatewayMetrics:
             self._endpoints.discard(gone)
         for gauge in self._gauges:
             gauge.show(readings)
-        return generate_latest(self.registry)
+        return generate_latest(self.registry) + generate_latest(_ModelMetrics(readings))
+
+
+class _ModelMetrics:
+    """What models count, under their own names and labels, and the endpoint's and instance's. The instances have bounded it."""
+
+    def __init__(self, readings: list[InstanceReading]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for reading in self._readings:
+            for metric in reading.model_metrics:
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                family = families.setdefault(metric.name, kind(metric.name, metric.description))
+                if isinstance(family, kind):  # another instance may have another idea of the name
+                    labels = {**metric.labels, "endpoint": reading.endpoint, "instance": reading.instance}
+                    name = f"{family.name}_total" if kind is CounterMetricFamily else family.name
+                    family.add_sample(name, labels, metric.value)
+        yield from families.values()
 
 
 class _InstanceGauge:
     """One number, or several by kind, of every instance."""
 
-    def __init__(self, gauge: Gauge, numbers: Callable[[InstanceReading], Mapping[str, int] | int]) -> None:
+    def __init__(self, gauge: Gauge, numbers: Callable[[InstanceReading], Mapping[str, int] | float]) -> None:
         self._gauge = gauge
         self._numbers = numbers
 
@@ -92,7 +124,7 @@ class _InstanceGauge:
         self._gauge.clear()
         for reading in readings:
             numbers = self._numbers(reading)
-            if isinstance(numbers, int):
+            if isinstance(numbers, int | float):
                 self._gauge.labels(reading.endpoint, reading.instance).set(numbers)
                 continue
             for kind, count in numbers.items():
@@ -100,7 +132,7 @@ class _InstanceGauge:
 
 
 def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
-    def gauge(name: str, text: str, numbers: Callable[[InstanceReading], Mapping[str, int] | int], *more: str) -> _InstanceGauge:
+    def gauge(name: str, text: str, numbers: Callable[[InstanceReading], Mapping[str, int] | float], *more: str) -> _InstanceGauge:
         return _InstanceGauge(Gauge(f"flatshare_{name}", text, ["endpoint", "instance", *more], registry=registry), numbers)
 
     return [
@@ -113,4 +145,9 @@ def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
         gauge("queue_depth", "Requests that wait for an engine thread", lambda r: r.waiting),
         gauge("cache_decisions", "Decisions of the model cache since the instance began", lambda r: r.decisions, "kind"),
         gauge("evictions", "Models that left memory since the instance began", lambda r: r.evictions, "cause"),
+        gauge("refusals", "Requests that the instance refused since it began", lambda r: r.refusals, "reason"),
+        gauge("queue_waiting", "Who waits: short runs, long runs, loads", lambda r: r.queues, "class"),
+        gauge("memory_pressure_bytes", "Of the memory budget: not to be used for the moment", lambda r: r.pressure_bytes),
+        gauge("thrash_index", "Share of the last two minutes' loads that brought back what had just left", lambda r: r.thrash_index),
+        gauge("lacks_memory", "1 if the thrash index has been above 0.3 for two minutes", lambda r: int(r.lacks_memory)),
     ]

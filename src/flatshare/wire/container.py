@@ -11,14 +11,18 @@ from dataclasses import dataclass
 import orjson
 
 from flatshare.core import errors
-from flatshare.core.call import ModelSource
+from flatshare.core.call import FIRST_VERSION, ModelSource
 from flatshare.core.errors import BadInput, FlatshareError, ModelFailed
 from flatshare.core.ids import ModelKey
 from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.wire import json_body
 from flatshare.wire.http import Reply, Request
 
+CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+"""What caller and model tell each other beside the body: a parameter of the model's request and response, of this name."""
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
+MODEL_VERSION = "x-flatshare-model-version"
+"""Which version of the model the caller wants; the latest, if it is not said."""
 DEADLINE_MS = "x-flatshare-deadline-ms"
 SOURCE_URI = "x-flatshare-source-uri"
 SOURCE_ROOT = "x-flatshare-source-root"
@@ -26,10 +30,12 @@ STREAM = b"x-flatshare-stream"
 """The caller wants the answer in parts, as they come."""
 MODEL_DIGEST = b"x-flatshare-model-digest"
 COLD_START_MS = b"x-flatshare-cold-start-ms"
+COLD_CAUSE = b"x-flatshare-cold-start-cause"
 MODEL_MS = b"x-flatshare-model-ms"
 QUEUE_MS = b"x-flatshare-queue-ms"
 ERROR = b"x-flatshare-error"
 PAGE_SIZE = 100
+_SOURCE_URI, _SOURCE_ROOT = SOURCE_URI.encode(), SOURCE_ROOT.encode()
 _KEY = re.compile(r"[0-9A-Za-z._-]{1,256}")
 
 
@@ -61,17 +67,17 @@ def parse_load(body: bytes) -> LoadRequest:
 
 def parse_source(request: Request) -> ModelSource | None:
     """The model's address, if the caller sent it along. Raises BadInput."""
-    uri = request.headers.get(SOURCE_URI.encode())
+    uri = request.headers.get(_SOURCE_URI)
     if uri is None:
         return None
     try:
-        return ModelSource(uri.decode(), request.headers.get(SOURCE_ROOT.encode(), uri).decode())
+        return ModelSource(uri.decode(), request.headers.get(_SOURCE_ROOT, uri).decode())
     except UnicodeDecodeError as error:
         raise BadInput(f"{SOURCE_URI} or {SOURCE_ROOT} is not UTF-8: {error}") from error
 
 
 def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
-    return [(SOURCE_URI.encode(), source.uri.encode()), (SOURCE_ROOT.encode(), source.root.encode())]
+    return [(_SOURCE_URI, source.uri.encode()), (_SOURCE_ROOT, source.root.encode())]
 
 
 def parse_memory(body: bytes) -> int:
@@ -102,14 +108,16 @@ def render_models(models: list[tuple[ModelKey, str]], after: str) -> Reply:
 def render_metadata(signature: Signature, digest: str) -> Reply:
     """`GET /models/{id}/metadata`."""
     answer = {"task": signature.task, "platform": signature.platform, "digest": digest}
-    return Reply(200, orjson.dumps({**answer, "inputs": signature.inputs, "outputs": signature.outputs}))
+    sides = {"inputs": signature.inputs, "outputs": signature.outputs, "versions": signature.versions}
+    return Reply(200, orjson.dumps({**answer, **sides}))
 
 
 def parse_metadata(body: bytes) -> ModelMetadata:
     """The inverse of `render_metadata`, of an instance of ours."""
     fields = orjson.loads(body)
     sides = {name: tuple(TensorInfo(**item | {"shape": tuple(item["shape"])}) for item in fields[name]) for name in ("inputs", "outputs")}
-    return ModelMetadata(Signature(Task(fields["task"]), fields["platform"], **sides), fields["digest"])
+    versions = tuple(fields.get("versions", (FIRST_VERSION,)))
+    return ModelMetadata(Signature(Task(fields["task"]), fields["platform"], **sides, versions=versions), fields["digest"])
 
 
 def error_sentence(reply: Reply) -> str:

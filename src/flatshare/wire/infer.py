@@ -6,7 +6,7 @@ application/vnd.sagemaker-triton.binary+json;json-header-size=N   a v2 request w
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flatshare.core.call import InferCall, InferResult
@@ -25,6 +25,10 @@ class WireCall:
 
     call: InferCall
     request: v2.V2Request | None = None
+
+    def for_version(self, version: str) -> "WireCall":
+        """The same, of a certain version of the model."""
+        return replace(self, call=replace(self.call, version=version)) if version else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class RerankCall:
 
 def parse_embedding(body: bytes) -> EmbeddingCall:
     """Raises BadInput."""
-    fields = _fields(body, _EMBEDDING_FIELDS)
+    fields = fields_of(body, _EMBEDDING_FIELDS)
     texts = fields.get("input")
     texts = [texts] if isinstance(texts, str) else texts
     if not _are_texts(texts):
@@ -74,7 +74,7 @@ def parse_embedding(body: bytes) -> EmbeddingCall:
     form = fields.get("encoding_format", "float")
     if form not in {"float", "base64"}:
         raise BadInput("'encoding_format' must be float or base64")
-    return EmbeddingCall(_model(fields), texts, is_base64=form == "base64")
+    return EmbeddingCall(model_of(fields), texts, is_base64=form == "base64")
 
 
 def render_embedding(call: EmbeddingCall, answer: bytes) -> bytes:
@@ -92,7 +92,7 @@ def render_embedding(call: EmbeddingCall, answer: bytes) -> bytes:
 
 def parse_rerank(body: bytes) -> RerankCall:
     """Raises BadInput."""
-    fields = _fields(body, _RERANK_FIELDS)
+    fields = fields_of(body, _RERANK_FIELDS)
     query, documents = fields.get("query"), fields.get("documents")
     if isinstance(documents, list):
         documents = [item.get("text") if isinstance(item, dict) else item for item in documents]
@@ -101,7 +101,7 @@ def parse_rerank(body: bytes) -> RerankCall:
     top_n = fields.get("top_n", len(documents))
     if type(top_n) is not int or top_n < 1:
         raise BadInput("'top_n' must be a whole number from 1 on")
-    return RerankCall(_model(fields), query, documents, top_n, has_documents=bool(fields.get("return_documents")))
+    return RerankCall(model_of(fields), query, documents, top_n, has_documents=bool(fields.get("return_documents")))
 
 
 def render_rerank(call: RerankCall, answer: bytes) -> bytes:
@@ -128,7 +128,8 @@ def error_reply(error: BaseException, message: str) -> Reply:
     return Reply(status, orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": type(error).__name__}}))
 
 
-def _model(fields: dict[str, Any]) -> NamedModel:
+def model_of(fields: dict[str, Any]) -> NamedModel:
+    """Which model is meant. Raises BadInput."""
     name = fields.get("model")
     found = _MODEL.fullmatch(name) if isinstance(name, str) and len(name) <= 512 else None
     if found is None:
@@ -136,7 +137,8 @@ def _model(fields: dict[str, Any]) -> NamedModel:
     return NamedModel(found[0], found["model"], found["label"] or LIVE, found["part"] or "")
 
 
-def _fields(body: bytes, known: set[str]) -> dict[str, Any]:
+def fields_of(body: bytes, known: set[str]) -> dict[str, Any]:
+    """The body's fields. Raises BadInput for one that is not known: what is not done is not ignored."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:

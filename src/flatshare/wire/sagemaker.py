@@ -14,25 +14,25 @@ from flatshare.wire.http import Reply, Request
 _PATH = re.compile(r"/endpoints/(?P<endpoint>[^/]+)/(?P<road>invocations|async-invocations|invocations-response-stream)")
 _TARGET = re.compile(r"[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]{0,1023}")
 FORWARDED = (
-    "content-type",
-    "accept",
-    "x-amzn-sagemaker-custom-attributes",
-    "x-amzn-sagemaker-target-model",
-    "x-amzn-sagemaker-inference-id",
-    "x-flatshare-deadline-ms",
-    "x-amzn-sagemaker-session-id",
+    b"content-type",
+    b"accept",
+    b"x-amzn-sagemaker-custom-attributes",
+    b"x-amzn-sagemaker-target-model",
+    b"x-amzn-sagemaker-inference-id",
+    b"x-flatshare-deadline-ms",
+    b"x-amzn-sagemaker-session-id",
 )
 RETURNED = (b"x-amzn-sagemaker-custom-attributes", b"x-amzn-sagemaker-new-session-id", b"x-amzn-sagemaker-closed-session-id")
 """What the container may tell the caller."""
-_MAX_CHARS = {"x-amzn-sagemaker-custom-attributes": 1024, "x-amzn-sagemaker-inference-id": 64, "x-amzn-sagemaker-session-id": 256}
+_MAX_CHARS = {b"x-amzn-sagemaker-custom-attributes": 1024, b"x-amzn-sagemaker-inference-id": 64, b"x-amzn-sagemaker-session-id": 256}
 _STREAM_ROAD = "invocations-response-stream"
 OTHER_ROADS = {
     "async-invocations": "is not an asynchronous endpoint: call InvokeEndpoint",
 }
 FOREIGN = {
-    "x-amzn-sagemaker-target-container-hostname": "has one container, so there is no TargetContainerHostname to choose. Leave it out.",
-    "x-amzn-sagemaker-inference-component": "has no inference components: leave InferenceComponentName out, and set TargetModel.",
-    "x-amzn-sagemaker-enable-explanations": "has no explainer: leave EnableExplanations out.",
+    b"x-amzn-sagemaker-target-container-hostname": "has one container, so there is no TargetContainerHostname to choose. Leave it out.",
+    b"x-amzn-sagemaker-inference-component": "has no inference components: leave InferenceComponentName out, and set TargetModel.",
+    b"x-amzn-sagemaker-enable-explanations": "has no explainer: leave EnableExplanations out.",
 }
 
 
@@ -51,7 +51,7 @@ class Invocation:
     def forwarded_headers(self) -> list[tuple[bytes, bytes]]:
         """What the container may see; AWS strips everything else."""
         headers = self.request.headers
-        return [(name.encode(), headers[name.encode()]) for name in FORWARDED if name.encode() in headers]
+        return [(name, headers[name]) for name in FORWARDED if name in headers]
 
 
 def parse_invocation(request: Request) -> Invocation | None:
@@ -62,8 +62,8 @@ def parse_invocation(request: Request) -> Invocation | None:
     if path["road"] in OTHER_ROADS:
         raise BadInput(f"Endpoint {path['endpoint']} {OTHER_ROADS[path['road']]}.")
     for header, limit in _MAX_CHARS.items():
-        if len(request.header(header)) > limit:
-            raise BadInput(f"{header} has more than {limit} characters")
+        if len(request.headers.get(header, b"")) > limit:
+            raise BadInput(f"{header.decode()} has more than {limit} characters")
     target = request.header("x-amzn-sagemaker-target-model")
     variant = request.header("x-amzn-sagemaker-target-variant")
     return Invocation(
@@ -78,7 +78,7 @@ def parse_invocation(request: Request) -> Invocation | None:
 def refuse_foreign_headers(call: Invocation) -> None:
     """Raises BadInput if the call asks for a part of an endpoint that a multi-model endpoint has not."""
     for header, sentence in FOREIGN.items():
-        if call.request.header(header):
+        if call.request.headers.get(header):
             raise BadInput(f"Endpoint {call.endpoint} {sentence}")
 
 

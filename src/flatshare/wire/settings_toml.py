@@ -2,6 +2,7 @@
 
 [memory]                     how models stay in memory            core/settings.py, CacheSettings
 [queue]                      who waits, and how long              QueueSettings
+[disk]                       the way from the store to the disk   DiskSettings
 [tenants.NAME]               shares of one tenant                 TenantSettings; [tenants.default] for all others
 """
 
@@ -14,11 +15,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from flatshare.core.errors import BadInput
 from flatshare.core.ids import Tenant
-from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
+from flatshare.core.settings import CacheSettings, DiskSettings, QueueSettings, SharingSettings, TenantSettings
 from flatshare.core.sizes import parse_size
 
-Section = TypeVar("Section", CacheSettings, QueueSettings, TenantSettings)
-_SHARES = {"scratch_share", "recycle_share"}
+Section = TypeVar("Section", CacheSettings, QueueSettings, DiskSettings, TenantSettings)
+_SHARES = {"scratch_share", "recycle_share", "ahead_share"}
+_ABOVE_ZERO = {"weight", "parallel_loads", "deadline_ms", "ttl_s", "parallel_fetches", "ahead_share", "prefetch_every_s"}
 _BYTES = "_bytes"
 
 
@@ -28,14 +30,17 @@ def parse(text: str) -> SharingSettings:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise BadInput(f"the file of settings is not TOML: {error}") from error
-    _require_known(tree, {"memory", "queue", "tenants"}, "the file of settings")
+    _require_known(tree, {"memory", "queue", "disk", "tenants"}, "the file of settings")
     tenants = _table(tree.get("tenants", {}), "[tenants]")
     settings = SharingSettings(
         memory=_section(CacheSettings, tree.get("memory", {}), "[memory]"),
         queue=_section(QueueSettings, tree.get("queue", {}), "[queue]"),
+        disk=_section(DiskSettings, tree.get("disk", {}), "[disk]"),
         tenants={Tenant(name): _section(TenantSettings, table, f"[tenants.{name}]") for name, table in tenants.items()},
     )
     _require_pattern(settings.memory.tenant_pattern)
+    if settings.disk.bandwidth_bytes == 0:
+        raise BadInput("'bandwidth' in [disk] must be above zero")
     for name, tenant in settings.tenants.items():
         if tenant.ceiling_bytes is not None and tenant.ceiling_bytes < tenant.floor_bytes:
             raise BadInput(f"[tenants.{name}] has a floor above its ceiling")
@@ -73,7 +78,7 @@ def _number(value: Any, name: str, hint: Any, where: str) -> float:
     is_whole = int in (hint, *get_args(hint))
     if isinstance(value, bool) or not isinstance(value, int if is_whole else int | float):
         raise BadInput(f"{where} must be a {'whole ' if is_whole else ''}number, not {value!r}")
-    if value < 0 or (value == 0 and name in {"weight", "parallel_loads", "deadline_ms", "ttl_s"}):
+    if value < 0 or (value == 0 and name in _ABOVE_ZERO):
         raise BadInput(f"{where} must be above zero")
     if name in _SHARES and value >= 1:
         raise BadInput(f"{where} is a share: it must be below 1")

@@ -101,6 +101,8 @@ _VIEWS: Mapping[Task, Callable[[InferResult], dict[str, Any]]] = {
 def _parameters(fields: Mapping[str, Any]) -> dict[str, Scalar]:
     """As scalars: a list of texts becomes its JSON. "stream" may stand beside them, as many clients send it."""
     parameters = fields.get("parameters", {})
+    if not parameters and "stream" not in fields and isinstance(parameters, dict):
+        return {}
     if not isinstance(parameters, dict):
         raise BadInput('"parameters" must be an object of texts, numbers and booleans')
     flat = {name: orjson.dumps(value).decode() if isinstance(value, list) else value for name, value in parameters.items()}

@@ -12,9 +12,9 @@ from flatshare.core.signature import TensorInfo
 from flatshare.core.tensor import BYTES, DTYPES
 
 ConfigJson = dict[str, Any]
-ENSEMBLE = "ensemble"
+ENSEMBLE, PYTHON = "ensemble", "python"
 BACKENDS: Mapping[str, str] = {
-    "python": "model.py",
+    PYTHON: "model.py",
     "pytorch": "model.pt",
     "onnxruntime": "model.onnx",
 }

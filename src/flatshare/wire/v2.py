@@ -5,6 +5,7 @@ https://github.com/triton-inference-server/server/blob/main/docs/protocol/extens
 """
 
 import struct
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,9 +21,11 @@ from flatshare.core.tensor import BF16, BYTES, DTYPES, Tensor
 
 _MAX_RANK = 8  # more is no tensor that a model takes, and the product of a long shape takes minutes
 _MAX_NAME = 256
+FINAL = "triton_final_response"
+_EMPTY_FINAL = "triton_enable_empty_final_response"
 _KINDS = {"b": "b", "f": "iuf"}  # which JSON numbers a kind of tensor takes
 _RESERVED = {"binary_data", "binary_data_output", "binary_data_size", "classification"}
-_RESERVED |= {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "triton_enable_empty_final_response"}
+_RESERVED |= {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", _EMPTY_FINAL}
 """The protocol's own parameters, not the model's. Triton's clients send the last six; none of our models keeps a state between calls."""
 
 
@@ -41,6 +44,8 @@ class BinaryOutputs:
 class V2Request:
     call: InferCall
     binary: BinaryOutputs
+    has_empty_final: bool = False
+    """A stream ends with an answer that says so, if the last one did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ def parse(fields: Mapping[str, Any], tail: bytes = b"") -> V2Request:
     said = {name: bool(values["binary_data"]) for name, values in outputs if "binary_data" in values}
     binary = BinaryOutputs(said, default=bool(parameters.get("binary_data_output")))
     kept = {name: value for name, value in parameters.items() if name not in _RESERVED}
-    return V2Request(InferCall(inputs, kept, tuple(name for name, _ in outputs), identity), binary)
+    return V2Request(InferCall(inputs, kept, tuple(name for name, _ in outputs), identity), binary, parameters.get(_EMPTY_FINAL) is True)
 
 
 def render(request: V2Request, result: InferResult, model_name: str, parameters: Mapping[str, Scalar]) -> V2Body:
@@ -88,13 +93,21 @@ def render(request: V2Request, result: InferResult, model_name: str, parameters:
         else:
             item["data"] = _json_data(tensor)
         outputs.append(item)
-    answer: dict[str, Any] = {"model_name": model_name, "model_version": "1", "outputs": outputs}
+    answer: dict[str, Any] = {"model_name": model_name, "model_version": result.version, "outputs": outputs}
     if remarks := {**parameters, **flat_parameters(result)}:
         answer["parameters"] = remarks
     if call.id is not None:
         answer["id"] = call.id
     head = orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
     return V2Body(b"".join([head, *tails]), len(head) if tails else None)
+
+
+def as_line(body: V2Body) -> bytes:
+    """One answer of a stream: JSON, with what would be behind it under `binary` in base64."""
+    if body.header_bytes is None:
+        return body.body
+    fields = orjson.loads(body.body[: body.header_bytes])
+    return orjson.dumps(fields | {"binary": b64encode(body.body[body.header_bytes :]).decode()})
 
 
 def as_json(head: bytes, tail: bytes) -> bytes:

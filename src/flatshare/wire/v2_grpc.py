@@ -4,6 +4,7 @@ Only bytes are moved: whether tensors are right is checked where they are used, 
 """
 
 import struct
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import numpy as np
 import orjson
 
-from flatshare.core.call import Scalar
+from flatshare.core.call import FIRST_VERSION, Scalar
 from flatshare.core.errors import BadInput, ModelFailed, Unsupported
 from flatshare.core.tensor import BYTES, DTYPES, text_tensor
-from flatshare.wire import v2, v2_http
+from flatshare.wire import infer, v2, v2_http
 from flatshare.wire.v2_schema import MESSAGES
 
 _CONTENTS = {"BOOL": "bool_contents", "INT64": "int64_contents", "UINT64": "uint64_contents", "FP32": "fp32_contents"}
@@ -65,7 +66,8 @@ def render(body: bytes, content_type: bytes, model_name: str) -> Any:
     size = v2_http.json_size(content_type)
     try:
         fields = orjson.loads(body if size is None else body[:size])
-        response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=v2_http.VERSION, id=fields.get("id") or "")
+        response = MESSAGES["ModelInferResponse"](model_name=model_name, id=fields.get("id") or "")
+        response.model_version = fields["model_version"]
         set_scalars(response.parameters, fields.get("parameters", {}))
         begin = size or 0
         for item in fields["outputs"]:
@@ -79,14 +81,18 @@ def render(body: bytes, content_type: bytes, model_name: str) -> Any:
 
 
 def render_line(line: bytes, model_name: str, identity: str) -> Any:
-    """A ModelInferResponse from one line of what a model writes (wire/generation.py).
+    """A ModelInferResponse from one line of a stream: an answer of a decoupled model, or what a model writes (wire/generation.py).
 
     A piece of text is the output `text`; the last response has the whole texts, and why each ended. Raises ModelFailed.
     """
     fields = orjson.loads(line)
     if "error" in fields:
         raise ModelFailed(str(fields["error"]))
-    response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=v2_http.VERSION, id=identity)
+    if "outputs" in fields:
+        tail = b64decode(fields.pop("binary", ""))
+        head = orjson.dumps(fields)
+        return render(head + tail, infer.binary_content_type(len(head)), model_name)
+    response = MESSAGES["ModelInferResponse"](model_name=model_name, model_version=FIRST_VERSION, id=identity)
     done = fields.get("done")
     if done is None:
         set_scalars(response.parameters, {"prompt": fields["prompt"], "choice": fields["choice"], "triton_final_response": False})

@@ -17,8 +17,6 @@ from flatshare.wire import faults, infer, json_body
 from flatshare.wire.container import ModelMetadata
 from flatshare.wire.http import JSON, Reply, Request
 
-VERSION = "1"
-"""The only version of each model: a new artifact takes the place of the old one."""
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics", "parameters")
 _HEADER_LENGTH = b"inference-header-content-length"
 _MODEL = re.compile(
@@ -111,7 +109,7 @@ def metadata(name: str, model: ModelMetadata) -> dict[str, Any]:
     signature = model.signature
     return {
         "name": name,
-        "versions": [VERSION],
+        "versions": list(signature.versions),
         "platform": signature.platform,
         "inputs": [_tensor_metadata(info) for info in signature.inputs],
         "outputs": [_tensor_metadata(info) for info in signature.outputs],

@@ -18,7 +18,7 @@ def spec(name: str = "i-1", memory_bytes: int = 1000) -> InstanceSpec:
 
 
 def stand_in(behaviour: str) -> tuple[str, ...]:
-    return (sys.executable, "-S", str(STAND_IN), behaviour)
+    return (sys.executable, str(STAND_IN), behaviour)
 
 
 @asynccontextmanager

@@ -1,21 +1,30 @@
-"""A program that behaves as an instance does towards its driver, and in some ways as it should not."""
+"""A template of programs that behave as an instance does towards its driver, and in some ways as it should not."""
 
 import argparse
 import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 
+from flatshare.instance.template import Template
+
 
 def main() -> None:
+    arguments = Template(socket.socket(fileno=os.dup(0))).serve()
+    if arguments is not None:
+        live((sys.argv[1], *arguments))
+
+
+def live(arguments: tuple[str, ...]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("behaviour", choices=["good", "crashing", "mute", "deaf"])
     for option in ("--socket", "--store", "--memory", "--disk", "--workers", "--changed-artifacts", "--id", "--name"):
         parser.add_argument(option, required=True)
     parser.add_argument("--follow-stdin", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     print(
         "I am",
         options.name,

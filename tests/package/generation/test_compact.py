@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.instance.backends.generate.engine import GenerateBackend
-from flatshare.package.generation.checkpoint import Source
 from flatshare.package.generation.compact import compact_source
+from flatshare.package.tensor_source import Source
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import import_folder
 from tests.instance.backends.generate.conftest import ask, texts_of

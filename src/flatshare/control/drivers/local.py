@@ -1,4 +1,4 @@
-"""The driver of one machine: an instance is a process of its own, reached through a Unix socket.
+"""The driver of one machine: an instance is a process of its own, forked from a template and reached through a Unix socket.
 
 Its standard input is a pipe that we hold open and never write to. An instance drains and exits when it reads the end of it, and
 the kernel closes our end however we die: so no instance outlives us, not even after SIGKILL.
@@ -6,8 +6,8 @@ the kernel closes our end however we die: so no instance outlives us, not even a
 
 import asyncio
 import os
+import signal
 import sys
-from asyncio.subprocess import PIPE, STDOUT, Process
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +16,22 @@ import orjson
 from flatshare.client.instance import InstanceClient
 from flatshare.control.drivers.base import InstanceSpec, RunningInstance
 from flatshare.control.drivers.sockets import SocketFolder
+from flatshare.control.drivers.template import Child, TemplateProcess
 from flatshare.core.errors import InstanceGone
 from flatshare.core.ids import InstanceId
 from flatshare.core.settings import FleetSettings
 
-_COMMAND = (sys.executable, "-m", "flatshare", "instance")
+_TEMPLATE = (sys.executable, "-m", "flatshare", "instance", "--template")
 _ENVIRONMENT = {
     # glibc: one heap, and no per-thread caches of freed chunks. 48 models served and unloaded left 13 MB pinned with the defaults
     # (pages that hold one cached chunk each), 3 MB so; throughput is the same, since the engine has an arena of its own.
     "MALLOC_ARENA_MAX": "1",
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
     "TOKENIZERS_PARALLELISM": "false",  # one thread for each worker; pools of several threads collapse
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",  # and no pool of numpy's either: a template with threads cannot be forked
 }
 _MAX_SOCKET_PATH_BYTES = 107  # sun_path of a Unix socket address, less its final zero
-_PING_EVERY_S = 0.02
+_PING_EVERY_S = 0.005  # an instance is up 15 ms after its fork
 _PING_TIMEOUT_S = 2.0  # SageMaker's own for /ping
 _SET_MEMORY_TIMEOUT_S = 10.0  # unloading what no longer fits takes milliseconds; a hung instance must not hold up the others
 _LOG_TAIL_BYTES = 600  # with the sentence around it, within FailureReason's 1,024
@@ -38,7 +39,9 @@ _LOG_TAIL_BYTES = 600  # with the sentence around it, within FailureReason's 1,0
 
 @dataclass(frozen=True, slots=True)
 class _Local:
-    process: Process
+    child: Child
+    stdin: int
+    """Our end of it."""
     client: InstanceClient
     socket_path: Path
 
@@ -46,18 +49,23 @@ class _Local:
 class LocalDriver:
     """Made, used and closed on one event loop."""
 
-    def __init__(self, settings: FleetSettings, *, command: tuple[str, ...] = _COMMAND) -> None:
+    def __init__(self, settings: FleetSettings, *, command: tuple[str, ...] = _TEMPLATE, published_code: Path | None = None) -> None:
         self._settings = settings
-        self._command = command
+        self._published_code = published_code
+        self._template = TemplateProcess(command, _ENVIRONMENT, settings.log_dir / "template.log")
         self._sockets = SocketFolder()
         self._instances: dict[InstanceId, _Local] = {}
 
+    def prepare(self) -> None:
+        """Begin to start the template, so that the first instance need not wait for it."""
+        self._settings.log_dir.mkdir(parents=True, exist_ok=True)
+        self._template.start()
+
     async def start(self, spec: InstanceSpec) -> RunningInstance:
-        local = await self._spawn(spec)
-        self._instances[spec.id] = local
         is_ready = False
         try:
             async with asyncio.timeout(self._settings.start_timeout_s):
+                self._instances[spec.id] = local = await self._spawn(spec)
                 await self._wait_until_it_answers(spec, local)
             is_ready = True
         except TimeoutError:
@@ -65,22 +73,21 @@ class LocalDriver:
             raise InstanceGone(self._with_log(sentence, spec.id)) from None
         finally:
             if not is_ready:
-                self._kill(local)
-                await self._forget(spec.id)
-        return RunningInstance(spec.id, str(local.socket_path), local.process.pid)
+                await self._end(spec.id)
+        return RunningInstance(spec.id, str(local.socket_path), local.child.pid)
 
     async def stop(self, instance_id: InstanceId) -> None:
         local = self._instances.get(instance_id)
         if local is None:
             return
-        if local.process.returncode is None:
-            local.process.terminate()
-            try:
-                async with asyncio.timeout(self._settings.stop_timeout_s):
-                    await local.process.wait()
-            except TimeoutError:
-                self._kill(local)
-        await self._forget(instance_id)
+        local.child.send(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._settings.stop_timeout_s):
+                await local.child.ended.wait()
+        except TimeoutError:
+            pass  # it has had its time
+        finally:
+            await self._end(instance_id)
 
     async def set_memory(self, instance_id: InstanceId, memory_bytes: int) -> None:
         local = self._instances.get(instance_id)
@@ -93,15 +100,16 @@ class LocalDriver:
 
     async def exited(self, instance_id: InstanceId) -> None:
         if instance_id in self._instances:
-            await self._instances[instance_id].process.wait()
+            await self._instances[instance_id].child.ended.wait()
 
     def is_alive(self, instance_id: InstanceId) -> bool:
-        return instance_id in self._instances and self._instances[instance_id].process.returncode is None
+        return instance_id in self._instances and self._instances[instance_id].child.is_alive
 
     async def close(self) -> None:
         async with asyncio.TaskGroup() as stops:
             for instance_id in self._instances:
                 stops.create_task(self.stop(instance_id))
+        await self._template.close()
         self._sockets.remove()
 
     async def _spawn(self, spec: InstanceSpec) -> _Local:
@@ -110,49 +118,43 @@ class LocalDriver:
             raise InstanceGone(
                 f"The socket path {socket_path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes: set TMPDIR to a shorter folder"
             )
+        self.prepare()
+        child, stdin = await self._template.fork(self._arguments(spec, socket_path), self._log_path(spec.id))
+        return _Local(child, stdin, InstanceClient(str(socket_path)), socket_path)
+
+    def _arguments(self, spec: InstanceSpec, socket_path: Path) -> tuple[str, ...]:
+        """Of `flatshare instance`."""
         settings = self._settings
-        settings.log_dir.mkdir(parents=True, exist_ok=True)
-        arguments = (
+        return (
             "--socket", str(socket_path), "--store", str(settings.store_dir), "--memory", str(spec.memory_bytes),
             "--disk", str(settings.disk_bytes), "--workers", str(settings.workers),
-            "--changed-artifacts", settings.changed_artifacts,
+            "--changed-artifacts", settings.changed_artifacts, "--id", spec.id, "--name", spec.name, "--follow-stdin",
+            *(["--json-logs"] if settings.has_json_logs else []),
+            *(["--published-code", str(self._published_code)] if self._published_code else []),
+            *(["--settings", str(settings.settings_path)] if settings.settings_path else []),
         )  # fmt: skip
-        with self._log_path(spec.id).open("ab") as log:
-            process = await asyncio.create_subprocess_exec(
-                *self._command, *arguments, "--id", spec.id, "--name", spec.name, "--follow-stdin",
-                *(["--json-logs"] if settings.has_json_logs else []),
-                *(["--settings", str(settings.settings_path)] if settings.settings_path else []),
-                stdin=PIPE, stdout=log, stderr=STDOUT,
-                env=os.environ | _ENVIRONMENT,
-                start_new_session=True,  # Ctrl-C in our terminal is ours: we drain first, then tell them
-            )  # fmt: skip
-        return _Local(process, InstanceClient(str(socket_path)), socket_path)
 
     async def _wait_until_it_answers(self, spec: InstanceSpec, local: _Local) -> None:
-        exit_code = asyncio.create_task(local.process.wait())
+        ended = asyncio.create_task(local.child.ended.wait())
         try:
-            while not exit_code.done():
+            while not ended.done():
                 if await _answers_ping(local.client):
                     return
-                await asyncio.wait({exit_code}, timeout=_PING_EVERY_S)
+                await asyncio.wait({ended}, timeout=_PING_EVERY_S)
         finally:
-            exit_code.cancel()
-        sentence = f"The instance {spec.name} exited with status {local.process.returncode} before it was ready"
-        raise InstanceGone(self._with_log(sentence, spec.id))
+            ended.cancel()
+        how = "died" if local.child.status is None else f"exited with status {local.child.status}"
+        raise InstanceGone(self._with_log(f"The instance {spec.name} {how} before it was ready", spec.id))
 
-    def _kill(self, local: _Local) -> None:
-        if local.process.returncode is None:
-            local.process.kill()
-
-    async def _forget(self, instance_id: InstanceId) -> None:
-        """After this the process has been reaped, and its socket is gone."""
+    async def _end(self, instance_id: InstanceId) -> None:
+        """Whatever it does: after this the process has gone, and its socket too."""
         local = self._instances.pop(instance_id, None)
         if local is None:
             return
         local.client.close()
-        if local.process.stdin is not None:
-            local.process.stdin.close()
-        await local.process.wait()
+        local.child.send(signal.SIGKILL)
+        os.close(local.stdin)
+        await local.child.ended.wait()
         local.socket_path.unlink(missing_ok=True)
 
     def _with_log(self, sentence: str, instance_id: InstanceId) -> str:

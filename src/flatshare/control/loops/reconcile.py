@@ -94,7 +94,7 @@ class Reconciler:
             return
         self._desired = await self._state.look(_desired)
         self._fleet.notice_dead()
-        plan = diff.plan(self._desired, self._fleet.observed(), now_s=self._clock.monotonic_s())
+        plan = diff.plan(self._desired, self._fleet.observed(), now_s=self._clock.monotonic_s(), wall_s=self._clock.wall_s())
         self._show(plan.routes)
         if plan.marks and not await self._write(plan):
             self.wake()  # somebody edited an endpoint meanwhile: look again
@@ -118,7 +118,8 @@ class Reconciler:
     async def _stand_by(self) -> None:
         """Endpoints are known here, so that callers are told to call again, but nothing runs here for them."""
         self._desired = await self._state.look(_desired)
-        self._show(diff.plan(self._desired, Observed(()), now_s=self._clock.monotonic_s()).routes)
+        routes = diff.plan(self._desired, Observed(()), now_s=self._clock.monotonic_s()).routes
+        self._show(replace(routes, stands_by=True))
         self._fleet.stop([instance.id for instance in self._fleet.snapshot()])
         self._retry_at_s = None
 
@@ -141,7 +142,8 @@ def take_back(rows: Rows, *, now_s: float) -> None:
     """After a restart no instance runs: what was in service is `Updating` until its instances answer again."""
     for endpoint in rows.endpoints():
         if endpoint.desired.status in {Status.IN_SERVICE, Status.ROLLING_BACK, Status.OUT_OF_SERVICE}:
-            desired = replace(endpoint.desired, status=Status.UPDATING)
+            target = None if endpoint.desired.status is Status.ROLLING_BACK else endpoint.desired.target
+            desired = replace(endpoint.desired, status=Status.UPDATING, target=target)
             rows.save_endpoint(replace(endpoint, desired=desired, modified_s=now_s))
 
 
@@ -153,10 +155,11 @@ def _write_mark(rows: Rows, mark: Mark, now_s: float) -> bool:
     endpoint = rows.endpoint(mark.endpoint)
     if endpoint is None or endpoint.desired.revision != mark.revision:
         return False
-    desired = diff.judged(endpoint.desired, mark.verdict)
+    desired = diff.judged(endpoint.desired, mark.verdict, mark.at_s)
     if desired is None:
         rows.remove_endpoint(mark.endpoint)
         return True
-    reason = endpoint.failure_reason if mark.verdict is Verdict.ROLLED_BACK else mark.reason or None
+    keeps = mark.verdict in {Verdict.ROLLED_BACK, Verdict.ROLLING_BACK} and not mark.reason
+    reason = endpoint.failure_reason if keeps else mark.reason or None
     rows.save_endpoint(replace(endpoint, desired=desired, modified_s=now_s, failure_reason=reason))
     return True

@@ -1,25 +1,31 @@
 """A door of step 1: the OpenAI API, for the models that were deployed as versions: `model="acme/embedding/query"`."""
 
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from flatshare.core.errors import FlatshareError, UnknownTarget
 from flatshare.core.ids import EndpointName
 from flatshare.core.naming import LIVE, labelled_target
 from flatshare.core.settings import GatewaySettings
+from flatshare.core.signature import Task
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
 from flatshare.gateway.routes import RouteTable
+from flatshare.gateway.streaming import WholeLines
 from flatshare.gateway.visitor import Visitor
 from flatshare.security.entry import Entry
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import UNKNOWN
-from flatshare.wire import asks, container, openai
-from flatshare.wire.http import Reply, Request, require_body_within
+from flatshare.wire import asks, container, openai, openai_writing
+from flatshare.wire.http import Parts, Reply, Request, require_body_within
 from flatshare.wire.openai import NamedModel
+from flatshare.wire.openai_writing import Choices, Envelope, WritingCall
 
 log = get_logger("gateway")
 PREFIX = "/v1/"
+_READERS = {Task.EMBEDDING, Task.CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.RANKING}
 _HEADERS = ((b"content-type", b"application/json"),)
 _KEPT = {container.MODEL_DIGEST, container.COLD_START_MS, container.QUEUE_MS, container.MODEL_MS}
 
@@ -32,6 +38,8 @@ class OpenAIDoor:
         self._max_body_bytes = settings.max_body_bytes
         self._calls: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("POST", "/v1/embeddings"): self._embed,
+            ("POST", "/v1/completions"): partial(self._write, openai_writing.parse_completion),
+            ("POST", "/v1/chat/completions"): partial(self._write, openai_writing.parse_chat),
             ("POST", "/v1/rerank"): self._rerank,
             ("GET", "/v1/models"): self._models,
         }
@@ -59,6 +67,16 @@ class OpenAIDoor:
         call = openai.parse_rerank(request.body)
         return await self._ask(request, call.model, call.body, partial(openai.render_rerank, call))
 
+    async def _write(self, parse: Callable[[bytes], WritingCall], request: Request) -> Reply:
+        call = parse(request.body)
+        releases = self._routes.versions.find(call.model.model)
+        if releases is not None and releases.kind in _READERS:
+            self._call(request, call.model, b"")  # who may not call it must not hear what it is
+            raise openai_writing.not_writing(call)
+        envelope = Envelope(call, request.id, int(time.time()))
+        render = partial(openai_writing.render, envelope)
+        return await self._ask(request, call.model, call.body, render, envelope if call.is_streamed else None)
+
     async def _models(self, request: Request) -> Reply:
         """Those that the caller may call; one with parts by the name of each part."""
         visitor = Visitor(self._entry, request)
@@ -70,13 +88,18 @@ class OpenAIDoor:
                 names += [f"{releases.model}/{part}" if part else releases.model for part in parts]
         return Reply(200, openai.render_models(sorted(names)))
 
-    async def _ask(self, request: Request, named: NamedModel, body: bytes, render: Callable[[bytes], bytes]) -> Reply:
+    async def _ask(
+        self, request: Request, named: NamedModel, body: bytes, render: Callable[[bytes], bytes], streamed: Envelope | None = None
+    ) -> Reply:
+        """`streamed` is what stands around the parts of an answer that is to come in parts."""
         seconds, call, answer, status = stopwatch(), None, None, 500
         try:
             with self._invoker.admitted():
                 call = self._call(request, named, body)
+                if streamed is not None:
+                    call = replace(call, headers=(*call.headers, (container.STREAM, b"1")), takes_parts=True)
                 answer = await self._invoker.ask(call)
-                reply = _rendered(answer, render)
+                reply = _rendered(answer, render, streamed)
                 status = reply.status
         except FlatshareError as error:
             reply = openai.error_reply(error, str(error))
@@ -97,7 +120,39 @@ class OpenAIDoor:
         return ModelCall(endpoint, target, request.id, headers=_HEADERS, body=body)
 
 
-def _rendered(answer: Answer, render: Callable[[bytes], bytes]) -> Reply:
+def _rendered(answer: Answer, render: Callable[[bytes], bytes], streamed: Envelope | None) -> Reply:
     if answer.reply.status >= 300:
         raise container.error_in(answer.reply)
-    return Reply(200, render(answer.reply.body), headers=[pair for pair in answer.reply.headers if pair[0] in _KEPT])
+    headers = [pair for pair in answer.reply.headers if pair[0] in _KEPT]
+    if streamed is None:
+        return Reply(200, render(answer.reply.body), headers=headers)
+    if answer.reply.parts is None:
+        raise openai_writing.not_writing(streamed.call)
+    return Reply(200, content_type=b"text/event-stream", headers=headers, parts=TheirParts(answer.reply.parts, streamed))
+
+
+class TheirParts:
+    """A stream of ours as OpenAI's clients read it. An end before the end becomes an event that they raise."""
+
+    def __init__(self, parts: Parts, envelope: Envelope) -> None:
+        self._parts = parts
+        self._lines = WholeLines(parts)
+        self._envelope = envelope
+        self._index_of = Choices(envelope.call)
+        self._has_ended = False
+
+    def __aiter__(self) -> "TheirParts":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._has_ended:
+            raise StopAsyncIteration
+        try:
+            lines = await self._lines.__anext__()
+        except FlatshareError as error:
+            self._has_ended = True
+            return openai_writing.stream_error(str(error), type(error).__name__)
+        return b"".join(openai_writing.render_line(self._envelope, line, self._index_of) for line in lines.splitlines() if line)
+
+    async def aclose(self) -> None:
+        await self._parts.aclose()

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatshare import __version__
-from flatshare.core.errors import FlatshareError, UnknownTarget, Unsupported
+from flatshare.core.call import FIRST_VERSION
+from flatshare.core.errors import FlatshareError, Unsupported
 from flatshare.core.ids import EndpointName
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
@@ -68,8 +69,8 @@ class OpenInference:
         status = 500
         try:
             with self._invoker.admitted():
-                model = await self._model(visitor, request.name, request.version)
-                headers = v2_http.instance_headers(request.json_bytes, request.name)
+                model = await self._model(visitor, request.name)
+                headers = (*v2_http.instance_headers(request.json_bytes, request.name), *_version(request.version))
                 if request.is_streamed:
                     headers = (*headers, (container.STREAM, b"1"))
                 call = ModelCall(
@@ -104,8 +105,8 @@ class OpenInference:
         if not name:
             visitor.require_overview()
             return {"model_stats": [_counts(f"{m.endpoint}/{m.target}", m.counts) for m in self._invoker.statistics]}
-        model = await self._model(visitor, name, version)
-        await self._ask(visitor, model, "/artifact")
+        model = await self._model(visitor, name)
+        await self._ask(visitor, model, "/metadata" if version else "/artifact", version)
         return {"model_stats": [_counts(name, self._invoker.statistics.of(model.endpoint, model.target))]}
 
     async def index(self, visitor: Visitor, *, is_ready_only: bool) -> list[dict[str, Any]]:
@@ -122,11 +123,11 @@ class OpenInference:
         """Bring a model into memory ahead of its first call."""
         if parameters:
             raise Unsupported("a model is loaded as its artifact says: a configuration or files in the request are not supported")
-        await self._ask(visitor, await self._model(visitor, name, "", action=LOAD), "/metadata")
+        await self._ask(visitor, await self._model(visitor, name, action=LOAD), "/metadata")
 
     async def unload(self, visitor: Visitor, name: str) -> None:
         """Its next call loads it again."""
-        model = await self._model(visitor, name, "", action=UNLOAD)
+        model = await self._model(visitor, name, action=UNLOAD)
         await self._invoker.unload(model.endpoint, model.target)
 
     def server(self) -> dict[str, Any]:
@@ -138,22 +139,25 @@ class OpenInference:
     def trace_settings(self) -> dict[str, Any]:
         return {"trace_level": ["OFF"], "trace_rate": ["0"], "trace_count": ["0"], "log_frequency": ["0"], "trace_file": [""]}
 
-    async def _model(self, visitor: Visitor, name: str, version: str, *, action: str = asks.INVOKE) -> ModelName:
+    async def _model(self, visitor: Visitor, name: str, *, action: str = asks.INVOKE) -> ModelName:
         """The model of this name, which the visitor may use so."""
         model = await self._names.resolve(name, visitor)
         visitor.require(action, model.endpoint, model.target)
-        if version not in {"", v2_http.VERSION}:
-            raise UnknownTarget(f"model '{name[:256]}' has no version '{version[:64]}': it has version {v2_http.VERSION}")
         return model
 
     async def _describe(self, visitor: Visitor, name: str, version: str) -> ModelMetadata:
-        reply = await self._ask(visitor, await self._model(visitor, name, version), "/metadata")
+        reply = await self._ask(visitor, await self._model(visitor, name), "/metadata", version)
         return container.parse_metadata(reply.body)
 
-    async def _ask(self, visitor: Visitor, model: ModelName, action: str) -> Reply:
+    async def _ask(self, visitor: Visitor, model: ModelName, action: str, version: str = "") -> Reply:
         with self._invoker.admitted():
-            call = ModelCall(model.endpoint, model.target, visitor.request_id, method="GET", action=action)
+            call = ModelCall(model.endpoint, model.target, visitor.request_id, headers=_version(version), method="GET", action=action)
             return _successful(await self._invoker.ask(call))
+
+
+def _version(version: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Whether there is such a version is known where the model is."""
+    return ((container.MODEL_VERSION.encode(), version.encode()),) if version else ()
 
 
 def _successful(answer: Answer) -> Reply:
@@ -164,7 +168,7 @@ def _successful(answer: Answer) -> Reply:
 
 def _indexed(name: str, *, is_resident: bool) -> dict[str, Any]:
     state, reason = ("READY", "") if is_resident else ("UNAVAILABLE", "not in memory: loaded when it is asked for")
-    return {"name": name, "version": v2_http.VERSION, "state": state, "reason": reason}
+    return {"name": name, "version": FIRST_VERSION, "state": state, "reason": reason}
 
 
 def _counts(name: str, counts: ModelCounts) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def _counts(name: str, counts: ModelCounts) -> dict[str, Any]:
     durations |= {"compute_infer": counts.ran, "compute_output": none, "cache_hit": none, "cache_miss": none}
     return {
         "name": name,
-        "version": v2_http.VERSION,
+        "version": FIRST_VERSION,
         "last_inference": counts.last_wall_ms,
         "inference_count": counts.success.count,
         "execution_count": counts.success.count,

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from google.protobuf import json_format
-from structlog.contextvars import bind_contextvars
 
 from flatshare.core.errors import AccessDenied, FlatshareError, Unauthenticated, Unsupported
 from flatshare.gateway.doors import v2
@@ -14,7 +13,7 @@ from flatshare.gateway.invoke import request_ids
 from flatshare.gateway.streaming import WholeLines
 from flatshare.gateway.visitor import Visitor
 from flatshare.serving.rpc import Caller, Refusal, Service, Streaming, Unary
-from flatshare.telemetry.log import get_logger
+from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.wire import faults, v2_grpc
 from flatshare.wire.http import REQUEST_ID, Request
 from flatshare.wire.v2_schema import MESSAGES, SERVICE
@@ -76,7 +75,7 @@ class V2GrpcDoor:
     def _visitor(self, method: str, caller: Caller) -> Visitor:
         """The caller, asked who it is by the same form as over HTTP."""
         request = Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=next(self._request_ids))
-        bind_contextvars(request_id=request.id)
+        CURRENT_REQUEST.set(request.id)
         return self._core.visitor(request)
 
     async def _infer(self, request: Any, visitor: Visitor) -> Any:

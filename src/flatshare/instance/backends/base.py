@@ -1,6 +1,7 @@
 """What the cache and the server ask of an engine."""
 
-import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,21 @@ class Footprint:
     shared: dict[str, int]
 
 
+class StopSign:
+    """Set when nobody waits for the answer any more. An Event without the means to wait for it: one is made for every run."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
 class LoadedModel(Protocol):
     """A model ready to run, from any worker thread."""
 
@@ -27,19 +43,35 @@ class LoadedModel(Protocol):
     def signature(self) -> Signature:
         """What it takes and gives."""
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         """Answer a call that its signature admits. Raises BadInput, and Abandoned soon after `stop` is set."""
 
 
-@runtime_checkable
-class RemoteModel(Protocol):
-    """A model that runs in other processes: asked on the event loop, no engine thread waits for it."""
+class RemoteModel(ABC):
+    """A model that runs in other processes: asked on the event loop, no engine thread waits for it.
+
+    A class to inherit from: whether a model is one is asked at every request, and a Protocol would be asked for each of its members.
+    """
 
     signature: Signature
 
+    @abstractmethod
+    def signature_of(self, version: str) -> Signature:
+        """Of one version; of the latest for none. Raises UnknownTarget."""
+
+    @abstractmethod
+    def is_decoupled(self, version: str) -> bool:
+        """Whether it may answer a call any number of times."""
+
+    @abstractmethod
     async def infer(self, call: InferCall) -> InferResult:
         """As `LoadedModel.run`."""
 
+    @abstractmethod
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+        """`heard` is called with each answer as it comes; returns after the last. Raises as `infer`."""
+
+    @abstractmethod
     async def close(self) -> None:
         """Unload it; its memory is free when this returns."""
 
@@ -48,7 +80,7 @@ class RemoteModel(Protocol):
 class RemoteBackend(Protocol):
     """An engine whose models may take their time to load, or hang: no loader thread waits for them."""
 
-    async def load_remote(self, stored: StoredModel) -> "RemoteModel | None":
+    async def load_remote(self, stored: StoredModel) -> RemoteModel | None:
         """None: this model is loaded by `load`, on a thread."""
 
 

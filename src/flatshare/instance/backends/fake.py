@@ -8,7 +8,7 @@ from flatshare.core.call import InferCall, InferResult
 from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.core.spec import StoredModel
 from flatshare.core.tensor import Tensor
-from flatshare.instance.backends.base import Footprint
+from flatshare.instance.backends.base import Footprint, StopSign
 
 OWN_BYTES = 1_000
 SHARED_BYTES = 10_000
@@ -51,7 +51,7 @@ class FakeModel:
     def signature(self) -> Signature:
         return Signature(Task.EMBEDDING, "fake", (TensorInfo("text", "BYTES", (-1,)),), (TensorInfo("embedding", "FP32", (-1, 8)),))
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:  # noqa: ARG002  # it takes no time
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:  # noqa: ARG002  # it takes no time
         texts = call.inputs["text"].texts()
         vectors = Tensor.of("embedding", np.tile(self._row, (len(texts), 1)))
         return InferResult((vectors,), {"tokens": tuple(len(text.split()) for text in texts), "truncated": ()})

@@ -20,7 +20,7 @@ from flatshare.core.errors import Abandoned, BadInput
 from flatshare.core.ids import Digest
 from flatshare.core.signature import Signature, Task
 from flatshare.core.spec import TOKENS_PER_RUN, ModelManifest, StoredModel
-from flatshare.instance.backends.base import Footprint
+from flatshare.instance.backends.base import Footprint, StopSign
 from flatshare.instance.backends.encoder import Row, TextEncoder
 from flatshare.instance.backends.sessions import Architecture, Shrinker, share_one_arena
 from flatshare.instance.backends.tasks.base import TextTask
@@ -116,7 +116,7 @@ class MappedModel:
     def signature(self) -> Signature:
         return self._task.signature
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         """Tokenise, run texts of equal length together, and put the answers back in order."""
         prepared = self._task.prepare(call)
         rows = prepared.rows

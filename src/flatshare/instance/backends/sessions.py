@@ -45,7 +45,7 @@ class Architecture:
         return output
 
 
-def session_options() -> ort.SessionOptions:
+def session_options(*, is_prepacked: bool = False) -> ort.SessionOptions:
     """One thread per run (parallelism is across requests), the shared arena, and no per-shape memory plans that would pile up."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -53,7 +53,7 @@ def session_options() -> ort.SessionOptions:
     options.enable_mem_pattern = False
     options.log_severity_level = 3
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if is_prepacked else "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

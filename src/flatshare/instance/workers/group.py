@@ -7,6 +7,7 @@ come back.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flatshare.core.errors import FlatshareError, ModelFailed, WorkerDied
@@ -161,7 +162,7 @@ class Group:
             if not model.queue:
                 return
             seat = await self._free_seat(model, model.queue[0].ask.chain)
-            async with seat.turn(model):
+            async with seat.turn(model, is_run=True):
                 if not seat.is_alive or model not in seat.loaded:
                     return  # it died, or the model moved, while we waited: look again
                 riders = runs.take(model)
@@ -205,7 +206,9 @@ class Group:
             seat = await self._loaded_seat(model, chain)
             if not seat.is_busy:
                 return seat
-            await self._freed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(model.look_again_s):
+                    await self._freed.wait()
 
     def _wake(self) -> None:
         """Everybody who waits looks again, in the order in which they came."""
@@ -249,15 +252,11 @@ class Group:
 
     def _better_than(self, own: Seat, model: Model, blocked: set[Seat]) -> Seat:
         """The policy's choice: here, or a worker with nothing to do."""
-        now = asyncio.get_running_loop().time()
         others = [seat for seat in self._seats if seat is not own and seat.is_alive and seat not in blocked]
-        choice = policy.choose(
-            self._load_of(own),
-            [self._load_of(seat) for seat in others],
-            waits_for_itself=own.running is model,
-            since_move_s=now - model.moved_s,
-            most=self._settings.most,
-        )
+        now = asyncio.get_running_loop().time()
+        waiting = policy.Waiting(model.work.recent_s, now - model.moved_s, is_behind_itself=own.running is model)
+        choice = policy.choose(self._load_of(own), [self._load_of(seat) for seat in others], waiting, most=self._settings.most)
+        model.look_again_s = choice.again_s
         if choice.action is Action.START and self._starting is None:
             self._starting = self._spawn(self._grow(model))
         if choice.action is not Action.MOVE:
@@ -305,7 +304,9 @@ class Group:
         return seat
 
     def _load_of(self, seat: Seat) -> WorkerLoad:
-        return seat.load(sum(seat in homes for homes in self._homes.values()))
+        """Of a model that lives in several workers, each has its part of the work."""
+        living = [(model, len(homes)) for model, homes in self._homes.items() if seat in homes]
+        return WorkerLoad(seat.worker.name, len(living), seat.is_busy, sum(model.work.recent_s / homes for model, homes in living))
 
     # Leaving.
 

@@ -13,12 +13,14 @@ from flatshare import pyworker
 from flatshare.core.errors import BadInput, FlatshareError, ModelFailed, Overloaded, Quarantined
 from flatshare.core.settings import WorkerSettings
 from flatshare.instance.workers.group import Group
+from flatshare.instance.workers.metrics import ModelMetrics
 from flatshare.instance.workers.process import WorkerProcess
 from flatshare.instance.workers.records import Answer, Ask, Model, Place, Rider
 from flatshare.instance.workers.spare import Spare
 from flatshare.policy import workers as policy
 from flatshare.policy.workers import Quarantine
 from flatshare.pyworker.frames import Frame, NamedArray
+from flatshare.store.published import PublishedCode
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("workers")
@@ -51,14 +53,16 @@ class WorkerPool:
         self._resolvers: dict[str, Resolve] = {}
         self._histories: dict[str, _History] = {}
         self._numbers = itertools.count(1)
+        self.metrics = ModelMetrics()
         self._spare = Spare(self._start_own, is_on=settings.has_spare)
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._published = None if settings.published_code is None else PublishedCode(settings.published_code)
         self._ended = 0
         self._riding = 0
 
     async def add(self, place: Place, group: str, resolve: Resolve) -> Model:
-        """Load a model into a worker of its code version. Raises ModelFailed, Quarantined, WorkerDied, OutOfMemory."""
+        """Load a model into a worker of its code version. Raises ModelFailed, Quarantined, UnpublishedCode, WorkerDied, OutOfMemory."""
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().create_task(self._sweep())
         model = Model(place, place.config)
@@ -73,8 +77,8 @@ class WorkerPool:
         self._spare.prepare(place.unit.imports)
         return model
 
-    async def infer(self, model: Model, group: str, ask: Ask) -> list[Answer]:
-        """One answer; of a decoupled model any number. Raises what went wrong, for this request alone."""
+    async def infer(self, model: Model, group: str, ask: Ask, on_part: Callable[[Answer], None] | None = None) -> list[Answer]:
+        """One answer; of a decoupled model any number, to `on_part` as they come. Raises what went wrong, for this request alone."""
         self._check(model)
         if model.place.key in ask.chain:
             raise ModelFailed(f"model '{model.place.unit.model}' calls itself: it would wait for its own answer for ever")
@@ -82,7 +86,7 @@ class WorkerPool:
             raise Overloaded(
                 f"{len(model.queue)} requests wait for model '{model.place.unit.model}': call again later, or give it more instances"
             )
-        rider = Rider(next(self._numbers), ask, _rows(ask, model), asyncio.get_running_loop().create_future())
+        rider = Rider(next(self._numbers), ask, _rows(ask, model), asyncio.get_running_loop().create_future(), on_part)
         self._groups[group].ride(model, rider)
         self._riding += 1
         try:
@@ -112,6 +116,7 @@ class WorkerPool:
             "workers_ended": self._ended,
             "code_versions": len(self._groups),
             "models_quarantined": refused,
+            "model_metrics_dropped": self.metrics.dropped,
         }
 
     async def close(self) -> None:
@@ -174,6 +179,11 @@ class WorkerPool:
             log.error("model_quarantined", model=model.place.unit.model, reason=reason, for_s=back_in_s, episode=history.quarantine.episode)
 
     def _check(self, model: Model) -> None:
+        """Before each load and each request, so that what was revoked runs no more. Raises Quarantined or UnpublishedCode."""
+        place = model.place
+        brings_code = place.config.backend == "python" or place.python is not None  # an interpreter of its own runs for any backend
+        if self._published is not None and brings_code:
+            self._published.require(model.place.unit.code, model.place.unit.model)
         history = self._histories.get(model.place.identity)
         if history is None or history.quarantine is None:
             return
@@ -200,6 +210,8 @@ class WorkerPool:
                 model=name,
                 text=fields["message"],
             )
+        elif frame.kind == "metrics":
+            self.metrics.take(fields["series"], self._name_of(str(fields["model"])))
         elif frame.kind == "is_ready":
             package = str(fields["model"]).partition("/")[0]
             wanted = f"{package}/{fields['name']}/{fields['version']}".rstrip("/")

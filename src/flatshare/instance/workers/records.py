@@ -2,14 +2,18 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import exp
 from pathlib import Path
 
 from flatshare.core.call import Scalar
 from flatshare.core.repository import Unit
 from flatshare.pyworker.frames import NamedArray
 from flatshare.wire.triton_config import TritonConfig
+
+_FADES_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,8 @@ class Answer:
 
     outputs: tuple[NamedArray, ...]
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    is_final: bool = True
+    """No other comes after it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +63,15 @@ class Rider:
     ask: Ask
     rows: int
     done: "asyncio.Future[list[Answer]]"
+    on_part: Callable[[Answer], None] | None = None
+    """Hears each answer of a decoupled model as it comes; without it they are collected."""
     parts: list[Answer] = field(default_factory=list)
+
+    def hear(self, answer: Answer) -> None:
+        if self.on_part is None:
+            self.parts.append(answer)
+        elif not self.done.done():
+            self.on_part(answer)
 
     def settle(self, answers: list[Answer]) -> None:
         if not self.done.done():
@@ -68,6 +82,40 @@ class Rider:
             self.done.set_exception(error)
 
 
+class Work:
+    """How long a model has worked in the last while. Used on the event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._worked_s = 0.0
+        self._seen_s = self._loop.time()
+        self._began_s: list[float] = []
+
+    @contextmanager
+    def going_on(self, *, is_run: bool) -> Iterator[None]:
+        """A load keeps a worker busy while it lasts; it says nothing about how much work the model brings."""
+        began_s = self._loop.time()
+        self._began_s.append(began_s)
+        try:
+            yield
+        finally:
+            self._began_s.remove(began_s)
+            if is_run:
+                self._fade()
+                self._worked_s += self._loop.time() - began_s
+
+    @property
+    def recent_s(self) -> float:
+        """What goes on now included."""
+        self._fade()
+        return self._worked_s + sum(self._seen_s - began_s for began_s in self._began_s)
+
+    def _fade(self) -> None:
+        now_s = self._loop.time()
+        self._worked_s *= exp((self._seen_s - now_s) / _FADES_S)
+        self._seen_s = now_s
+
+
 @dataclass(slots=True, eq=False)
 class Model:
     """A model that lives in workers."""
@@ -76,9 +124,12 @@ class Model:
     config: TritonConfig
     """As its own code has completed it."""
     queue: deque[Rider] = field(default_factory=deque)
+    work: Work = field(default_factory=Work)
     grew: asyncio.Event = field(default_factory=asyncio.Event)
     runners: int = 0
-    moved_s: float = 0.0
+    moved_s: float = float("-inf")
+    look_again_s: float | None = None
+    """How long its next request at most waits before it chooses its worker again."""
     used_s: float = 0.0
     is_leaving: bool = False
     chain: frozenset[str] = frozenset()

@@ -13,6 +13,7 @@ from flatshare.policy.gather import Waiting
 from flatshare.pyworker.frames import Frame, NamedArray
 from flatshare.telemetry.log import get_logger
 from flatshare.wire import triton_config
+from flatshare.wire.triton_config import PYTHON
 
 log = get_logger("workers")
 
@@ -75,11 +76,12 @@ def take(model: Model) -> list[Rider]:
     if not model.queue:
         return []
     config = model.config
-    if config.batching is None or config.max_batch_size <= 1:
-        return [model.queue.popleft()]
+    if config.max_batch_size <= 1 or (config.batching is None and config.backend == PYTHON):
+        return [model.queue.popleft()]  # a graph that takes rows takes those that wait, as Triton completes such a config
+    preferred = config.batching.preferred if config.batching is not None else ()
     present = [rider for rider in model.queue if not rider.done.done()]
     waiting = [Waiting(rider.rows, _shape(rider, model)) for rider in present]
-    taken = present[: gather.take(waiting, most_rows=config.max_batch_size, preferred=config.batching.preferred)]
+    taken = present[: gather.take(waiting, most_rows=config.max_batch_size, preferred=preferred)]
     for rider in taken:
         model.queue.remove(rider)
     return taken
@@ -98,7 +100,7 @@ def part(frame: Frame, rider: Rider, name: str) -> bool:
         if "error" in frame.fields:
             rider.fail(_failure(frame.fields, name))
         else:
-            rider.parts.append(Answer(frame.tensors, frame.fields.get("parameters", {})))
+            rider.hear(Answer(frame.tensors, frame.fields.get("parameters", {}), bool(frame.fields["is_final"])))
     if frame.fields["is_final"]:
         rider.settle(rider.parts)
     return bool(frame.fields["is_final"])

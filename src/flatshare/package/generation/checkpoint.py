@@ -1,11 +1,8 @@
 """What a generating model's checkpoint says, whatever files it came in; and how it is found out whether a folder holds one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from flatshare.core.errors import BadPackage
 from flatshare.core.spec import GenerationSpec
@@ -13,24 +10,12 @@ from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.graphs.builder import WeightInput
 from flatshare.package.graphs.steps import GenerationGraphs
+from flatshare.package.tensor_source import Source
 
 LLAMA_TYPES = ("llama", "mistral", "qwen2")
 T5_TYPES = ("t5", "mt5")
 _MAX_TEMPLATE_CHARACTERS = 65_536
 _TEMPLATE_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor somewhere in a file: its shape, and how to have it in float32."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], NDArray[Any]]
-    """As float32, or as int8 if that is its dtype."""
-
-    def float32(self) -> NDArray[np.float32]:
-        return self.read()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import Source
 from flatshare.package.graphs.steps import INT8, REST, SCALE
+from flatshare.package.tensor_source import Source
 
 MAX_LOSS = 0.02
 """Root of the mean square of what quantising changes, against that of the matrix: trained matrices lose 0.5 to 1.2 %."""

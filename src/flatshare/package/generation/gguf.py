@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, checked_template
+from flatshare.package.generation.checkpoint import GenerationCheckpoint, checked_template
 from flatshare.package.generation.compact import wants_compact
 from flatshare.package.generation.gguf_tokenizer import listed, tokenizer_of
 from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec, rotary_of
+from flatshare.package.tensor_source import Source
 from flatshare.package.tokenizer import canonical_tokenizer
 
 _KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")

@@ -14,10 +14,11 @@ from flatshare.core.signature import Task
 from flatshare.core.spec import ModelManifest, TensorSpec
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import LLAMA_TYPES, T5_TYPES, GenerationCheckpoint, Source
+from flatshare.package.generation.checkpoint import LLAMA_TYPES, T5_TYPES, GenerationCheckpoint
 from flatshare.package.generation.compact import compact_source
 from flatshare.package.generation.llama import read_llama
 from flatshare.package.generation.t5 import read_t5
+from flatshare.package.tensor_source import Source, source_of, stored
 from flatshare.package.weight_files import read_weights
 from flatshare.package.weights import FLOATS
 from flatshare.store.tensors import StoreWriter, TensorStore
@@ -48,7 +49,7 @@ def import_generating(store: TensorStore, path: Path, uri: ArtifactUri, version:
             checkpoint.sources[wanted.name] = made
     found = [(wanted, checkpoint.source(wanted)) for wanted in checkpoint.graphs.weights]
     with store.writing() as writer:
-        tensors = tuple(writer.add_tensor(wanted.name, source.read()) for wanted, source in found)
+        tensors = tuple(stored(writer, wanted.name, source) for wanted, source in found)
         manifest = _manifest(writer, checkpoint, tensors, _conversions(source for _, source in found))
         writer.commit(manifest, uri, version)
         return manifest, writer.new_bytes
@@ -65,7 +66,7 @@ def read_generating(path: Path, limits: StoreLimits) -> GenerationCheckpoint:
         return read_gguf(files[0], folder)
     config = Config(folder.required_json("config.json"))
     tensors = read_weights(folder, folder, ()).all()
-    sources = {name: Source(found.entry.shape, found.entry.dtype, found.float32) for name, found in tensors.items()}
+    sources = {name: source_of(found) for name, found in tensors.items()}
     return read_t5(folder, config, sources) if config.get("model_type") in T5_TYPES else read_llama(folder, config, sources)
 
 

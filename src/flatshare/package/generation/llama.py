@@ -7,16 +7,11 @@ from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.spec import GenerationSpec
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import (
-    GenerationCheckpoint,
-    Source,
-    chat_template_of,
-    ends_of,
-    template_tokens_of,
-)
+from flatshare.package.generation.checkpoint import GenerationCheckpoint, chat_template_of, ends_of, template_tokens_of
 from flatshare.package.generation.compact import wants_compact
 from flatshare.package.generation.rotary import Rotary, read_rotary, rotary_tables
 from flatshare.package.graphs.llama import COSINES, SINES, LlamaShape, causal_decoder
+from flatshare.package.tensor_source import Source
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
 

@@ -4,9 +4,10 @@ from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.spec import GenerationSpec
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.generation.checkpoint import GenerationCheckpoint, Source, ends_of
+from flatshare.package.generation.checkpoint import GenerationCheckpoint, ends_of
 from flatshare.package.generation.compact import wants_compact
 from flatshare.package.graphs.t5 import ACTIVATIONS, T5Shape, encoder_decoder
+from flatshare.package.tensor_source import Source
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
 

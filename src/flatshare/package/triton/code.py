@@ -4,13 +4,26 @@ import ast
 import hashlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from flatshare.core.ids import Digest
+from flatshare.core.settings import StoreLimits
+from flatshare.package.triton.environment import PARAMETER, environment_file
+from flatshare.package.triton.repository import is_repository, read_repository
 
-_CODE = {".py", ".so", ".pyi", ".pth"}
+_CODE = {".py", ".pyc", ".so", ".pyi", ".pth"}  # a .pyc beside its source is left out of packages, one without is code
 _BUILT_IN = {"pytorch": ("torch",), "onnxruntime": ("onnxruntime",)}
 _MAX_PARSED_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCode:
+    """What one version of a Python model of a repository runs."""
+
+    model: str
+    version: int
+    digest: Digest
 
 
 def code_digest(model: Path, version: int, backend: str, environment: Digest | None) -> Digest:
@@ -21,6 +34,22 @@ def code_digest(model: Path, version: int, backend: str, environment: Digest | N
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             parts.update(f"{_relative(path, model, version)}\0{content}\n".encode())
     return Digest(parts.hexdigest())
+
+
+def python_code(folder: Path) -> tuple[ModelCode, ...]:
+    """The code versions of an artifact's models that bring code, as an instance will know them; none if it holds no such model.
+
+    Raises BadPackage or UnsupportedModel for a repository that could not be served.
+    """
+    if not is_repository(folder):
+        return ()
+    found = []
+    for name, model in read_repository(folder, StoreLimits()).models.items():
+        archive = environment_file(model.folder, model.config.parameters.get(PARAMETER, ""))
+        environment = None if archive is None else Digest(_sha256(archive))
+        if model.config.backend == "python" or environment is not None:  # an environment brings an interpreter, whatever the backend
+            found += [ModelCode(name, v, code_digest(model.folder, v, model.config.backend, environment)) for v in model.versions]
+    return tuple(found)
 
 
 def imported_packages(model: Path, version: int, backend: str) -> tuple[str, ...]:
@@ -39,9 +68,11 @@ def is_mapping(model: Path, version: int) -> bool:
 
 
 def _code_files(model: Path, version: int) -> Iterator[Path]:
-    """Those of this version, and those beside the versions; not those of other versions."""
+    """Those of this version, and those beside the versions; not those of other versions, nor what a package leaves out."""
     for path in sorted(model.rglob("*")):
-        top = path.relative_to(model).parts[0]
+        top, *others = path.relative_to(model).parts
+        if "__pycache__" in (top, *others):
+            continue
         if path.suffix in _CODE and path.is_file() and (not top.isdigit() or top == str(version)):
             yield path
 
@@ -64,3 +95,8 @@ def _imports(path: Path) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module.partition(".")[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

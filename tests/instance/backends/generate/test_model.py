@@ -16,6 +16,7 @@ from flatshare.core.errors import Abandoned, BadInput, Overloaded
 from flatshare.core.generation import Finish, Generated, Piece
 from flatshare.core.ids import ModelKey
 from flatshare.core.tensor import text_tensor
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.board import Board
@@ -187,7 +188,7 @@ def test_a_cancelled_call_stops_the_work_and_frees_its_rows(model: GeneratingMod
 
 
 def test_a_run_whose_caller_has_left_ends(model: GeneratingModel) -> None:
-    stop = threading.Event()
+    stop = StopSign()
     stop.set()
     with pytest.raises(Abandoned):
         model.run(InferCall({"text": text_tensor("text", ["the"])}, FOR_EVER), stop)

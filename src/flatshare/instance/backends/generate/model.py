@@ -9,6 +9,7 @@ from flatshare.core.errors import Abandoned, BadInput
 from flatshare.core.generation import Decoding, Generated, Piece
 from flatshare.core.signature import Signature, Task, TensorInfo
 from flatshare.core.spec import GenerationSpec
+from flatshare.instance.backends.base import StopSign
 from flatshare.instance.backends.generate import prompts, writing
 from flatshare.instance.backends.generate.job import Job, Listener
 from flatshare.instance.backends.generate.network import Network
@@ -62,7 +63,7 @@ class GeneratingModel:
         job.cancel()
         self._stepper.wake()
 
-    def run(self, call: InferCall, stop: threading.Event | None = None) -> InferResult:
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         """Write to the end and answer. Raises BadInput, Overloaded, Abandoned."""
         if stop is not None and stop.is_set():
             raise Abandoned("the caller has left")

@@ -1,7 +1,8 @@
 """A loaded Triton repository: calls go to its entry, and from there to the models that it names."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 
 from flatshare.core.call import InferCall, InferResult
@@ -9,6 +10,7 @@ from flatshare.core.errors import BadInput, ModelFailed
 from flatshare.core.repository import Repository, Unit
 from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
+from flatshare.instance.backends.base import RemoteModel
 from flatshare.instance.backends.triton import ensemble, shapes
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Answer, Ask, Model
@@ -24,6 +26,8 @@ class Step(Protocol):
     def config(self) -> TritonConfig: ...
 
     async def infer(self, ask: Ask) -> list[Answer]: ...
+
+    async def stream(self, ask: Ask, on_part: Callable[[Answer], None]) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -44,6 +48,12 @@ class WorkerStep:
         answers = await self._pool.infer(self._model, self._group, shapes.for_model(ask, self.config))
         return [shapes.from_model(answer, self.config) for answer in answers]
 
+    async def stream(self, ask: Ask, on_part: Callable[[Answer], None]) -> None:
+        config = self.config
+        asked = shapes.for_model(ask, config)
+        for answer in await self._pool.infer(self._model, self._group, asked, lambda answer: on_part(shapes.from_model(answer, config))):
+            on_part(shapes.from_model(answer, config))  # of a model that is not decoupled
+
     async def close(self) -> None:
         await self._pool.remove(self._model, self._group)
 
@@ -58,18 +68,20 @@ class EnsembleStep:
     async def infer(self, ask: Ask) -> list[Answer]:
         return [await ensemble.run(self.config, ask, self._repository.resolve)]
 
+    async def stream(self, ask: Ask, on_part: Callable[[Answer], None]) -> None:
+        on_part(await ensemble.run(self.config, ask, self._repository.resolve))
+
     async def close(self) -> None:
         """Its steps are closed by whoever owns them."""
 
 
-class TritonModel:
-    """A `RemoteModel`. Filled by `put`, ready after `complete`."""
-
-    signature: Signature
+class TritonModel(RemoteModel):
+    """Filled by `put`, ready after `complete`."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
         self._steps: dict[tuple[str, int], Step] = {}
+        self._signatures: dict[str, Signature] = {}
 
     def put(self, unit: Unit, step: Step) -> None:
         self._steps[unit.model, unit.version] = step
@@ -80,7 +92,13 @@ class TritonModel:
             config = triton_config.read(dict(unit.config), unit.model)
             if config.backend == ENSEMBLE:
                 self._steps[unit.model, unit.version] = EnsembleStep(config, self)
-        self.signature = shapes.signature(self._entry.config)
+        units = {unit.version: unit for unit in self._repository.units if unit.model == self._repository.entry}
+        versions = tuple(map(str, sorted(units)))
+        for version in ("", *versions):
+            unit = self._unit(version)
+            config = self._steps[unit.model, unit.version].config
+            self._signatures[version] = replace(shapes.signature(config), versions=versions)
+        self.signature = self._signatures[""]
 
     @property
     def steps(self) -> Mapping[tuple[str, int], Step]:
@@ -90,16 +108,30 @@ class TritonModel:
         """Relative to the package."""
         return next(unit.folder for unit in self._repository.units if unit.model == name)
 
+    def signature_of(self, version: str) -> Signature:
+        self.signature.require_version(version)
+        return self._signatures[version]
+
     async def infer(self, call: InferCall) -> InferResult:
         """Raises BadInput, ModelFailed, WorkerDied, Quarantined, Overloaded."""
-        config = self._entry.config
-        shapes.check(call.inputs, config)
-        inputs = tuple(NamedArray(tensor.name, tensor.datatype, tensor.data) for tensor in call.inputs.values())
-        answers = await self._entry.infer(Ask(inputs, call.wanted, call.parameters, call.id or ""))
+        unit = self._unit(call.version)
+        entry = self._steps[unit.model, unit.version]
+        answers = await entry.infer(_ask(call, entry.config))
         if len(answers) != 1:
-            raise ModelFailed(f"model '{config.name}' is decoupled and answered {len(answers)} times: this call takes exactly one answer")
-        outputs = tuple(Tensor(tensor.name, tensor.datatype, tensor.data) for tensor in answers[0].outputs)
-        return InferResult(outputs, dict(answers[0].parameters))
+            raise ModelFailed(
+                f"model '{entry.config.name}' is decoupled and answered {len(answers)} times: this call takes exactly one answer; "
+                "ask for a stream"
+            )
+        return _result(answers[0], unit)
+
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+        unit = self._unit(call.version)
+        entry = self._steps[unit.model, unit.version]
+        await entry.stream(_ask(call, entry.config), lambda answer: heard(_result(answer, unit)))
+
+    def is_decoupled(self, version: str) -> bool:
+        unit = self._unit(version)
+        return self._steps[unit.model, unit.version].config.is_decoupled
 
     async def resolve(self, name: str, version: int, ask: Ask) -> list[Answer]:
         """For ensembles, and for models that call others: the model of this repository with that name."""
@@ -115,8 +147,20 @@ class TritonModel:
     async def close(self) -> None:
         await asyncio.gather(*(step.close() for step in self._steps.values()))
 
-    @property
-    def _entry(self) -> Step:
-        unit = self._repository.unit(self._repository.entry)
+    def _unit(self, version: str) -> Unit:
+        """Of the entry; of a version that was checked."""
+        unit = self._repository.unit(self._repository.entry, int(version) if version else -1)
         assert unit is not None, "a repository without its entry. This is a bug."
-        return self._steps[unit.model, unit.version]
+        return unit
+
+
+def _ask(call: InferCall, config: TritonConfig) -> Ask:
+    """Raises BadInput."""
+    shapes.check(call.inputs, config)
+    inputs = tuple(NamedArray(tensor.name, tensor.datatype, tensor.data) for tensor in call.inputs.values())
+    return Ask(inputs, call.wanted, call.parameters, call.id or "")
+
+
+def _result(answer: Answer, unit: Unit) -> InferResult:
+    outputs = tuple(Tensor(tensor.name, tensor.datatype, tensor.data) for tensor in answer.outputs)
+    return InferResult(outputs, dict(answer.parameters), str(unit.version), answer.is_final)

@@ -1,0 +1,183 @@
+"""The third ledger: the disk keeps what is worth most, counts what is on its way, and stays within its budget."""
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+
+from flatshare.core.call import ModelSource, Urgency
+from flatshare.core.clock import ManualClock
+from flatshare.core.errors import DiskFull
+from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
+from flatshare.instance.demand import DemandBook
+from flatshare.instance.importing import ImportJob, import_artifact
+from flatshare.store.sources import probe
+from flatshare.store.tensors import TensorStore
+from tests.checkpoints import random_weights, write_checkpoint
+
+NOBODY: frozenset[ModelDigest] = frozenset()
+PLENTY = 10**9
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> TensorStore:
+    return TensorStore(tmp_path / "store")
+
+
+@pytest.fixture
+def three(store: TensorStore, tmp_path: Path) -> list[Path]:
+    """Models on the disk, used one after the other, an hour apart, each as quick to bring back as the others."""
+    folders = [write_checkpoint(tmp_path / f"models/m{seed}", seed=seed) for seed in range(3)]
+    for age_h, folder in zip((3, 2, 1), folders, strict=True):
+        digest = bring(store, folder)
+        store.catalog.touch(digest, time.time() - 3600 * age_h)
+        store.catalog.remember_import(digest, 1.0)
+    return folders
+
+
+def uri_of(folder: Path) -> ArtifactUri:
+    return ArtifactUri(f"file://{folder}")
+
+
+def bring(store: TensorStore, folder: Path, budget: int = PLENTY, urgency: Urgency = Urgency.DEMAND) -> ModelDigest:
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency)).digest
+
+
+def kept(store: TensorStore) -> set[str]:
+    return {Path(uri).name for uri in store.catalog.artifacts()}
+
+
+def one_more_must_go(store: TensorStore) -> int:
+    """A budget for what is there: who comes new pushes another out, which is about as large."""
+    return store.catalog.disk_bytes() + 15_000
+
+
+def remembered(store: TensorStore, folders: Sequence[Path], *, every_s: float = 60.0) -> None:
+    """An instance that was asked for these models once in a while, until now."""
+    clock = ManualClock()
+    book = DemandBook(clock)
+    for _ in range(5):
+        for folder in folders:
+            book.visit(model_key(uri_of(folder)), ModelSource(uri_of(folder), f"file://{folder.parent}"))
+        clock.advance(every_s)
+    (store.folder / "instances").mkdir(exist_ok=True)
+    (store.folder / "instances/one.hot.json").write_bytes(orjson.dumps(book.export(100)))
+
+
+class TestWhoLeaves:
+    def test_among_equals_the_one_used_longest_ago(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), one_more_must_go(store))
+        assert kept(store) == {"m1", "m2", "new"}
+
+    def test_a_model_that_an_instance_is_asked_for_stays_although_it_was_loaded_long_ago(
+        self, store: TensorStore, three: list[Path], tmp_path: Path
+    ) -> None:
+        remembered(store, three[:1])
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), one_more_must_go(store))
+        assert "m0" in kept(store)
+        assert len(kept(store)) == 3
+
+    def test_of_models_equally_wanted_the_one_that_is_brought_back_soonest(
+        self, store: TensorStore, three: list[Path], tmp_path: Path
+    ) -> None:
+        remembered(store, three)
+        quick = store.catalog.model_of(uri_of(three[2]), _version(three[2]))
+        assert quick is not None
+        store.catalog.remember_import(quick, 0.01)
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), one_more_must_go(store))
+        assert kept(store) == {"m0", "m1", "new"}
+
+    def test_a_fetch_is_timed_and_its_time_goes_with_the_model(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        digest = bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
+        assert store.catalog.import_times()[digest] > 0
+        store.catalog.forget_artifact(uri_of(tmp_path / "models/new"))
+        store.collect()
+        assert digest not in store.catalog.import_times()
+
+    def test_what_a_broken_instance_left_is_passed_over(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        (store.folder / "instances").mkdir()
+        (store.folder / "instances/bad.hot.json").write_bytes(b"[1]")
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), one_more_must_go(store))
+        assert kept(store) == {"m1", "m2", "new"}
+
+
+class TestAhead:
+    def test_what_nobody_waits_for_pushes_out_nothing_that_is_worth_as_much(
+        self, store: TensorStore, three: list[Path], tmp_path: Path
+    ) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        remembered(store, [*three, new])
+        with pytest.raises(DiskFull, match="when somebody asks"):
+            bring(store, new, one_more_must_go(store), Urgency.AHEAD)
+        assert kept(store) == {"m0", "m1", "m2"}
+
+    def test_it_pushes_out_what_is_worth_much_less(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        remembered(store, [*three[1:], new])
+        store.catalog.touch(next(m.manifest.digest for m in store.catalog.models() if m.uris == (uri_of(three[0]),)), 1.0)
+        bring(store, new, one_more_must_go(store), Urgency.AHEAD)
+        assert kept(store) == {"m1", "m2", "new"}
+
+    def test_with_room_it_just_comes(self, store: TensorStore, tmp_path: Path) -> None:
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), PLENTY, Urgency.AHEAD)
+        assert kept(store) == {"new"}
+
+
+class TestWhatIsCounted:
+    def test_an_import_under_way_elsewhere_is_counted_by_what_it_reserved(self, store: TensorStore, tmp_path: Path) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        with (store.incoming_dir / "other.lock").open("w") as other:
+            other.write(str(PLENTY))
+            other.flush()
+            bring(store, write_checkpoint(tmp_path / "models/before", seed=8), PLENTY)  # nobody holds the lock: it is a dead one's
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(DiskFull, match="raise --disk"):
+                bring(store, new, PLENTY)
+        bring(store, new, PLENTY)
+
+    def test_what_an_importer_had_reserved_when_it_was_killed_does_not_count_against_the_next(
+        self, store: TensorStore, tmp_path: Path
+    ) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        (store.incoming_dir / f"{model_key(uri_of(new))}.lock").write_text(str(PLENTY))
+        bring(store, new, PLENTY)
+        assert kept(store) == {"new"}
+
+    def test_what_a_broken_fetch_left_goes_before_any_model(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        left = store.incoming_dir / "abandoned"
+        left.mkdir()
+        (left / "part").write_bytes(os.urandom(100_000))
+        budget = store.catalog.disk_bytes() + 120_000
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), budget)
+        assert not left.exists()
+        assert kept(store) == {"m0", "m1", "m2", "new"}
+
+    def test_widened_weights_are_counted_as_what_they_became(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        half = write_checkpoint(tmp_path / "models/half", tensors={n: t.astype(np.float16) for n, t in random_weights(7).items()})
+        budget = store.catalog.disk_bytes() + (half / "model.safetensors").stat().st_size + 12_000
+        bring(store, half, budget)
+        assert "half" in kept(store)
+        assert store.catalog.disk_bytes() <= budget
+        assert len(kept(store)) == 3
+
+    def test_a_disk_smaller_than_its_budget_sends_away_what_is_worth_least(
+        self, store: TensorStore, three: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The real thing, a small disk, is in tests/chaos; it needs root."""
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
+        assert kept(store) == {"m1", "m2", "new"}
+
+    def test_the_lock_says_nothing_when_its_import_is_over(self, store: TensorStore, three: list[Path]) -> None:
+        assert {path.read_text() for path in store.incoming_dir.glob("*.lock")} == {""}
+
+
+def _version(folder: Path) -> str:
+    return probe(uri_of(folder), root=f"file://{folder.parent}").version

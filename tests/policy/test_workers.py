@@ -1,0 +1,67 @@
+"""Where a model of a code version runs, when it moves, and when it is left alone for a while."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flatshare.policy.workers import Action, Choice, Waiting, WorkerLoad, choose, home, quarantine
+
+BUSY = WorkerLoad("busy", models=4, is_busy=True, busy_s=4.0)
+IDLE = WorkerLoad("idle", models=2, is_busy=False, busy_s=2.0)
+MODEL = Waiting(busy_s=1.0, since_move_s=60.0, is_behind_itself=False)
+seconds = st.floats(0, 10)
+
+
+def test_a_model_moves_to_an_idle_worker_if_the_work_is_more_even_then() -> None:
+    assert choose(BUSY, [IDLE], MODEL, most=2) == Choice(Action.MOVE, "idle")
+
+
+def test_even_work_stays_where_it_is_until_whoever_runs_has_run_long() -> None:
+    even = WorkerLoad("idle", models=4, is_busy=False, busy_s=4.0)
+    choice = choose(BUSY, [even], MODEL, most=2)
+    assert (choice.action, choice.worker) == (Action.WAIT, None)
+    assert choice.again_s is not None
+    later = WorkerLoad("busy", models=4, is_busy=True, busy_s=BUSY.busy_s + choice.again_s + 1e-6)
+    assert choose(later, [even], MODEL, most=2).action is Action.MOVE
+
+
+def test_a_model_that_has_just_moved_waits_for_its_next_move() -> None:
+    choice = choose(BUSY, [IDLE], Waiting(1.0, since_move_s=2.0, is_behind_itself=False), most=2)
+    assert choice == Choice(Action.WAIT, again_s=3.0)
+
+
+def test_nobody_moves_away_from_itself_or_out_of_an_idle_worker_or_leaves_one_empty() -> None:
+    alone = WorkerLoad("busy", models=1, is_busy=True, busy_s=4.0)
+    assert choose(BUSY, [IDLE], Waiting(1.0, 60.0, is_behind_itself=True), most=2).action is Action.WAIT
+    assert choose(IDLE, [IDLE], MODEL, most=2).action is Action.WAIT
+    assert choose(alone, [IDLE], MODEL, most=2).action is Action.WAIT
+
+
+def test_another_worker_is_started_if_all_have_work_and_there_may_be_more() -> None:
+    assert choose(BUSY, [], MODEL, most=2) == Choice(Action.START)
+    assert choose(BUSY, [BUSY], MODEL, most=2) == Choice(Action.WAIT)
+
+
+@given(own=seconds, other=seconds, model=seconds)
+def test_no_move_is_followed_by_its_opposite(own: float, other: float, model: float) -> None:
+    here = WorkerLoad("a", 4, is_busy=True, busy_s=own + model)
+    there = WorkerLoad("b", 4, is_busy=False, busy_s=other)
+    if choose(here, [there], Waiting(model, 60.0, is_behind_itself=False), most=2).action is Action.MOVE:
+        left = WorkerLoad("a", 3, is_busy=False, busy_s=own)
+        entered = WorkerLoad("b", 5, is_busy=True, busy_s=other + model)
+        assert choose(entered, [left], Waiting(model, 60.0, is_behind_itself=False), most=2).action is Action.WAIT
+
+
+def test_a_new_model_lives_where_there_are_fewest() -> None:
+    assert home([BUSY, IDLE]) == "idle"
+    assert home([]) is None
+
+
+def test_three_failures_within_ten_minutes_shut_a_model_out_and_each_further_one_for_longer() -> None:
+    assert quarantine([0.0, 1.0], 1.0, None) is None
+    assert quarantine([0.0, 1.0, 700.0], 700.0, None) is None
+    first = quarantine([0.0, 1.0, 2.0], 2.0, None)
+    assert first is not None
+    assert first.until_s == 32.0
+    second = quarantine([100.0], 100.0, first)
+    assert second is not None
+    assert second.until_s == 160.0
