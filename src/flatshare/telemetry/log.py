@@ -6,7 +6,7 @@ import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -29,7 +29,7 @@ def configure(*, json: bool, level: str = "info") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(_Undemanding(sys.stderr)),
+        logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Undemanding(sys.stderr))),
         cache_logger_on_first_use=True,
     )
 
