@@ -43,7 +43,7 @@ soak: .stamps/test                  ## ten minutes at twice what fits: memory, t
 	FLATSHARE_SOAK_S=600 $(BIN)/python -m pytest tests/chaos -k soak --timeout 1800
 
 clean:
-	rm -rf $(VENV) .venv-sdk .venv-triton .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-sdk .venv-triton .venv-mlserver .stamps build *.egg-info src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 .stamps/venv:
 	$(PYTHON) -m venv $(VENV)
@@ -77,6 +77,12 @@ clean:
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python -m pip install --quiet --disable-pip-version-check nvidia-pytriton==0.7.0 numpy==1.26.4
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-triton/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/ours.pth"
+	@touch $@
+
+# MLServer, which `bench memory --mlserver .venv-mlserver` measures beside us.
+.stamps/mlserver: .stamps/venv
+	$(PYTHON) -m venv .venv-mlserver
+	.venv-mlserver/bin/python -m pip install --quiet --disable-pip-version-check mlserver==1.7.1 "uvloop<0.22" onnxruntime tokenizers
 	@touch $@
 
 .stamps/lint: .stamps/test

@@ -4,7 +4,7 @@ import os
 import random
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -121,3 +121,10 @@ def test_a_disk_that_fills_while_a_model_is_fetched_keeps_what_is_in_use_and_giv
         endpoint.require_right("t/m1")
         assert instance_pids(endpoint) == [pid]
         require_balanced(endpoint)
+        with (data / "filler").open("wb", buffering=0) as filler, suppress(OSError):  # to the last byte, which no budget knows of
+            while True:
+                filler.write(bytes(4096))
+        status, body = caller.call("t/huge")
+        assert status == 503
+        assert b"disk" in body
+        endpoint.require_right("t/m1")

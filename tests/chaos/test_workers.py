@@ -1,8 +1,9 @@
 """Workers are killed by our hand, while models answer and while they load: every request hears something, and all is well afterwards."""
 
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +44,7 @@ SLEEPERS = 3
 @pytest.fixture
 def hotel(tmp_path: Path, models: Path) -> Iterator[Endpoint]:
     """Encoders, which have no worker, and models with code of their own."""
-    for link in models.iterdir():
-        (tmp_path / "models").mkdir(exist_ok=True)
-        (tmp_path / "models" / link.name).symlink_to(link)
+    shutil.copytree(models, tmp_path / "models")
     for number in range(SLEEPERS):
         version = tmp_path / f"models/sleeper-{number}/sleeper/1"
         version.mkdir(parents=True)
@@ -85,24 +84,29 @@ def ask(endpoint: Endpoint, number: int, seconds: float) -> int:
 
 def all_answer_again(endpoint: Endpoint) -> None:
     for number in range(SLEEPERS):
-        until(lambda number=number: ask(endpoint, number, 0) == 200, within_s=60)
+        until(partial(_answers, endpoint, number), within_s=60)
+
+
+def _answers(endpoint: Endpoint, number: int) -> bool:
+    return ask(endpoint, number, 0) == 200
 
 
 def test_workers_killed_while_models_answer_cost_what_was_under_way_and_nobody_else(hotel: Endpoint) -> None:
     all_answer_again(hotel)
     neighbours = Caller(hotel)
-    jobs = [partial(ask, hotel, number, 1.0) for number in range(SLEEPERS)]
-    jobs += [partial(_in_the_middle, hotel), *(partial(lambda n: neighbours.call(target(n))[0], n) for n in range(8))]
+    jobs: list[Callable[[], object]] = [partial(ask, hotel, number, 1.0) for number in range(SLEEPERS)]
+    jobs += [partial(_in_the_middle, hotel), *(partial(neighbours.call, target(number)) for number in range(8))]
     statuses = in_parallel(jobs)
     assert set(neighbours.statuses) == {200}
-    assert {500} <= set(statuses[:SLEEPERS]) <= {200, 500}
+    assert 424 in statuses[:SLEEPERS]
+    assert set(statuses[:SLEEPERS]) <= {200, 424}
     all_answer_again(hotel)
 
 
 def test_workers_killed_while_models_load_are_replaced(hotel: Endpoint) -> None:
-    jobs = [partial(ask, hotel, number, 0.0) for number in range(SLEEPERS)]
+    jobs: list[Callable[[], object]] = [partial(ask, hotel, number, 0.0) for number in range(SLEEPERS)]
     statuses = in_parallel([*jobs, partial(_in_the_middle, hotel)])
-    assert set(statuses[:SLEEPERS]) <= {200, 424, 500, 503}
+    assert set(statuses[:SLEEPERS]) <= {200, 424, 503}
     all_answer_again(hotel)
 
 

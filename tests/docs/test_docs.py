@@ -74,7 +74,14 @@ def test_every_metric_is_on_the_operations_page() -> None:
     metrics.denied("AccessDeniedException")
     shadows = ShadowMetrics(metrics.registry)
     shadows.compared(ShadowOf(EndpointName("e"), VariantName("v")), Comparison(AGREED, 0.1, 0.1))
-    text = metrics.render([InstanceReading("e", "i", 1, 1, 1, 1, 1, 1, 0, {"load": 1}, {"mapped": 1})], {"e"}).decode()
+    text = metrics.render(
+        [
+            InstanceReading(
+                "e", "i", 1, 1, 1, 1, 1, 1, 0, {"load": 1}, {"mapped": 1}, {"too_late": 1}, {"long": 1}, 0, 0.5, lacks_memory=True
+            )
+        ],
+        {"e"},
+    ).decode()
     names = set(re.findall(r"^# TYPE (flatshare_\w+)", text, re.MULTILINE))
     assert {name for name in names if f"`{name}`" not in OPERATIONS and not name.endswith("_created")} == set()
     assert len(names) >= 16

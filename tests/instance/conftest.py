@@ -162,6 +162,7 @@ def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         "test_cache_sharing",
         "test_hot",
         "test_prefetch",
+        "test_scrub",
         "test_sharing",
         "test_watch",
     }:

@@ -195,5 +195,18 @@ async def test_the_status_shows_books_models_and_decisions(door: Door) -> None:
     assert status["engine"] == {"loads": 1, "shrinks": 0}
 
 
+async def test_the_status_counts_refusals_by_reason_and_who_waits_by_class(door: Door) -> None:
+    door.flat.finder.put("huge", 10**6)
+    await door.load("huge")
+    await door.flat.use("m0")
+    await door.flat.slow_load("m0", 60.0)
+    headers = {b"content-type": b"application/json", container.DEADLINE_MS.encode(): b"500", **dict(container.source_headers(source("m0")))}
+    assert (await door.call("POST", f"/models/{key_of('m0')}/invoke", BODY, headers)).status == 503
+    status = orjson.loads((await door.call("GET", "/flatshare/status")).body)
+    assert status["refusal_counts"] == {"never_fits": 1, "too_late": 1}
+    assert status["waiting_by_class"].keys() == {"short", "long", "load"}
+    assert status["thrash"].keys() == {"loads", "reloads", "index", "lacks_memory"}
+
+
 async def test_the_door_answers_a_ping(door: Door) -> None:
     assert (await door.call("GET", "/ping")).status == 200

@@ -53,6 +53,8 @@ def test_what_one_instance_knew_the_next_one_knows() -> None:
     known = book.known()[M0]
     later.restore(M0, Known(known.source, known.visits, known.reload_s), float(str(record["age_s"])))
     assert later.known()[M0].visits.starts == known.visits.starts
+    assert later.known()[M0].visits.silences == known.visits.silences
+    assert sum(later.season().cohort_silences) == 3
     assert later.known()[M0].visits.last_s == 7.0 - 60.0
     assert worth(later, M0) > 0
 

@@ -46,7 +46,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, budget: int = PLENTY, urgency: Urgency = Urgency.DEMAND) -> ModelDigest:
-    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency))
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", budget, NOBODY, urgency)).digest
 
 
 def kept(store: TensorStore) -> set[str]:
@@ -140,6 +140,14 @@ class TestWhatIsCounted:
             with pytest.raises(DiskFull, match="raise --disk"):
                 bring(store, new, PLENTY)
         bring(store, new, PLENTY)
+
+    def test_what_an_importer_had_reserved_when_it_was_killed_does_not_count_against_the_next(
+        self, store: TensorStore, tmp_path: Path
+    ) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        (store.incoming_dir / f"{model_key(uri_of(new))}.lock").write_text(str(PLENTY))
+        bring(store, new, PLENTY)
+        assert kept(store) == {"new"}
 
     def test_what_a_broken_fetch_left_goes_before_any_model(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
         left = store.incoming_dir / "abandoned"

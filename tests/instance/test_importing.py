@@ -39,7 +39,7 @@ def uri_of(folder: Path) -> ArtifactUri:
 
 
 def bring(store: TensorStore, folder: Path, *, disk_bytes: int = DISK, in_use: frozenset[ModelDigest] = NOBODY) -> ModelDigest:
-    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use))
+    return import_artifact(ImportJob(store.folder, uri_of(folder), f"file://{folder.parent}", disk_bytes, in_use)).digest
 
 
 def refuse_imports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +98,19 @@ class TestDisk:
         with pytest.raises(DiskFull, match="raise --disk"):
             bring(store, write_checkpoint(models / "b", seed=2), disk_bytes=store.catalog.disk_bytes() + 10, in_use=frozenset({first}))
         assert kept(store) == {first}
+
+    async def test_what_leaves_the_disk_for_another_is_noted_with_the_reason(self, store: TensorStore, models: Path) -> None:
+        old, new = (write_checkpoint(models / name, seed=seed) for seed, name in enumerate(("old", "new")))
+        bring(store, old)
+        noted: list[tuple[str, str]] = []
+        with ThreadPoolExecutor(2) as threads:
+            budget = store.catalog.disk_bytes() + 15_000
+            finder = ModelFinder(store, threads, budget, note=lambda uri, reason: noted.append((uri, reason)))
+            try:
+                await finder.find(source(new), NOBODY)
+            finally:
+                finder.close()
+        assert noted == [(uri_of(old), f"sent off the disk, where it was worth least per byte, for {uri_of(new)}")]
 
     async def test_a_load_counts_as_use(self, store: TensorStore, models: Path) -> None:
         digest = bring(store, write_checkpoint(models / "a"))

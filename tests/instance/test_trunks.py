@@ -39,7 +39,7 @@ def _pack(source: Path, place: Path, trunk: Trunk) -> None:
 
 def _import(site: Path, target: str) -> ModelDigest:
     uri = ArtifactUri(f"file://{site / target}")
-    return import_artifact(ImportJob(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset()))
+    return import_artifact(ImportJob(site.parent / "store", uri, f"file://{site}", 1024 * MIB, frozenset())).digest
 
 
 def _trunk_folder(site: Path) -> Path:

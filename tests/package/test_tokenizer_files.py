@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.settings import StoreLimits
 from flatshare.package.folder import Folder
-from flatshare.package.tokenizer_files import tokenizer_json
+from flatshare.package.tokenizer_files import keeps_end, tokenizer_json
 from tests.families import LONG, TEXTS, fast_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -161,3 +161,9 @@ def test_files_that_make_no_tokenizer_are_refused(tmp_path: Path, case: str) -> 
 def test_a_vocabulary_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(BadPackage, match=r"vocab.txt has more than 10 bytes"):
         tokenizer_json(Folder(write_vocabulary(tmp_path), StoreLimits(max_json_bytes=10)), "bert")
+
+
+def test_a_side_that_is_none_is_refused(tmp_path: Path) -> None:
+    write_settings(tmp_path, "BertTokenizer", truncation_side="middle")
+    with pytest.raises(BadPackage, match="truncation_side must be left or right, not 'middle'"):
+        keeps_end(Folder(tmp_path, StoreLimits()))

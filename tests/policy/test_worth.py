@@ -29,7 +29,7 @@ def value(visits: Visits | None, now_s: float, reload_s: float = 0.03) -> float:
 def test_it_is_a_number_that_is_not_negative_and_bounded_by_the_rate(gaps: list[float], later_s: float, reload_s: float) -> None:
     visits = history(gaps)
     found = value(visits, visits.last_s + later_s, reload_s)
-    assert 0 <= found <= (2.1 + (len(gaps) + 10) / 10) * reload_s * (1 + reload_s)
+    assert 0 <= found <= (4.1 + (len(gaps) + 10) / 10) * reload_s * (1 + reload_s)
 
 
 @given(GAPS)
@@ -40,11 +40,36 @@ def test_requests_and_sessions_are_counted_apart(gaps: list[float]) -> None:
     assert visits.gaps + visits.all_starts == visits.requests
 
 
-@given(GAPS, st.floats(0, 1e5), st.floats(0.001, 10))
-def test_idling_makes_no_model_worth_more(gaps: list[float], later_s: float, more_s: float) -> None:
-    visits = history(gaps)
-    now_s = visits.last_s + later_s
-    assert value(visits, now_s + more_s) <= value(visits, now_s) * (1 + 1e-9)
+@given(GAPS)
+def test_every_gap_is_counted_once_by_its_length(gaps: list[float]) -> None:
+    assert sum(history(gaps).silences) == len(gaps)
+    assert history([0.1, 0.3, 300.0]).silences[worth.gap_bin(300.0)] == 1
+
+
+def test_one_that_comes_back_every_five_minutes_is_not_taken_for_dead_after_four() -> None:
+    """Bursts of ten requests a second, and five minutes of silence: by the mean gap of three seconds it would not come back."""
+    bursts, once = history(([0.1] * 100 + [300.0]) * 10 + [0.1] * 100), history([0.1] * 100)
+    usual = {worth.gap_bin(300.0): 10, worth.GAP_BINS - 1: 990}  # who is silent for minutes is silent for hours, as a rule
+    season = replace(SEASON, cohort_rate=0.0, cohort_silences=tuple(usual.get(length, 0) for length in range(worth.GAP_BINS)))
+
+    def after_four_minutes(visits: Visits) -> float:
+        return worth.worth(visits, replace(season, now_s=visits.last_s + 240), 0.03)
+
+    assert after_four_minutes(bursts) > 5 * after_four_minutes(once)
+
+
+@given(st.floats(0.5, 500), st.integers(5, 50))
+def test_one_that_is_overdue_is_worth_less_than_one_that_is_due(gap_s: float, count: int) -> None:
+    visits = history([gap_s] * count)
+    assert value(visits, visits.last_s + 4 * gap_s) < value(visits, visits.last_s + gap_s)
+
+
+def test_of_a_model_without_a_past_everybody_s_silences_are_expected() -> None:
+    season = replace(SEASON, cohort_silences=tuple(100 if length == worth.gap_bin(60.0) else 0 for length in range(worth.GAP_BINS)))
+    new = history([], begin_s=SEASON.now_s - 50.0)
+    at_fifty = worth.worth(new, replace(season, now_s=new.last_s + 50), 0.03)
+    at_two_hundred = worth.worth(new, replace(season, now_s=new.last_s + 200), 0.03)
+    assert at_fifty > 3 * at_two_hundred
 
 
 @given(GAPS, st.floats(0.001, 10), st.floats(1.001, 10))

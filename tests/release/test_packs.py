@@ -99,7 +99,7 @@ def test_from_an_object_store_it_is_the_same_model(at_aws: str, monkeypatch: pyt
     for path in artifact.rglob("*"):
         if path.is_file():
             shelf.put(f"acme/e0/{path.relative_to(artifact).as_posix()}", path)
-    digest = import_artifact(ImportJob(tmp_path / "store", ArtifactUri(f"{root}acme/e0"), root, 1024 * MIB, frozenset()))
+    digest = import_artifact(ImportJob(tmp_path / "store", ArtifactUri(f"{root}acme/e0"), root, 1024 * MIB, frozenset())).digest
     assert digest == package.record.answered_as[""]
 
 

@@ -9,6 +9,8 @@ def reading(**changes: object) -> InstanceReading:
     fields: dict[str, object] = {
         "endpoint": "e", "instance": "i", "models": 2, "anonymous_bytes": 3, "mapped_bytes": 4, "anonymous_limit_bytes": 5,
         "memory_limit_bytes": 6, "in_flight": 7, "waiting": 5, "decisions": {"load": 8, "evict": 1}, "evictions": {"mapped": 1},
+        "refusals": {"too_late": 9}, "queues": {"short": 3, "long": 2, "load": 1}, "pressure_bytes": 10, "thrash_index": 0.25,
+        "lacks_memory": True,
     }  # fmt: skip
     return InstanceReading(**(fields | changes))  # type: ignore[arg-type]  # fields of several types
 
@@ -64,4 +66,8 @@ def test_instances_are_told_of_as_they_are_and_no_more_when_they_are_gone() -> N
     assert said[f"flatshare_instance_in_flight{{{where}}}"] == 7
     assert said[f'flatshare_evictions{{cause="mapped",{where}}}'] == 1
     assert said[f'flatshare_cache_decisions{{{where},kind="load"}}'] == 8
+    assert said[f'flatshare_refusals{{{where},reason="too_late"}}'] == 9
+    assert [said[f'flatshare_queue_waiting{{class="{name}",{where}}}'] for name in ("short", "long", "load")] == [3, 2, 1]
+    assert said[f"flatshare_memory_pressure_bytes{{{where}}}"] == 10
+    assert (said[f"flatshare_thrash_index{{{where}}}"], said[f"flatshare_lacks_memory{{{where}}}"]) == (0.25, 1)
     assert not [name for name in values(metrics.render([], {"e"})) if "instance=" in name]

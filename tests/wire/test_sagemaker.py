@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatshare.core.errors import BadInput, Overloaded, UnknownEndpoint, UnknownTarget
+from flatshare.core.errors import BadInput, FlatshareError, Overloaded, OverQuota, TooLate, UnknownEndpoint, UnknownTarget
 from flatshare.core.ids import EndpointName, TargetModel
 from flatshare.wire.http import Request
 from flatshare.wire.sagemaker import LogPlace, artifact_uri, error_reply, model_error_reply, parse_invocation
@@ -100,6 +100,16 @@ def test_an_error_carries_its_code_where_boto3_looks() -> None:
     assert dict(reply.headers) == {b"x-amzn-errortype": b"ValidationError", b"x-amzn-requestid": b"id-1"}
     assert orjson.loads(reply.body)["Message"] == "no endpoint is named 'x'"
     assert error_reply(Overloaded("later"), "id-2").status == 503
+
+
+@pytest.mark.parametrize(("error", "status"), [(OverQuota("your limit"), 429), (TooLate("too late"), 503), (Overloaded("full"), 503)])
+def test_whoever_may_call_again_is_told_after_how_long(error: FlatshareError, status: int) -> None:
+    reply = error_reply(error, "id-3")
+    assert (reply.status, dict(reply.headers)[b"retry-after"]) == (status, b"1")
+
+
+def test_what_a_second_call_would_not_change_has_no_such_hint() -> None:
+    assert b"retry-after" not in dict(error_reply(BadInput("no"), "id-4").headers)
 
 
 @pytest.mark.parametrize(

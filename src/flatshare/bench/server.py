@@ -1,7 +1,9 @@
 """A real server for a benchmark: started as its own process on a free port, and stopped whatever happens."""
 
 import os
+import re
 import socket
+import struct
 import subprocess
 import sys
 import urllib.request
@@ -10,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
-import httptools
 import orjson
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
@@ -22,6 +23,8 @@ from flatshare.client.deploy import EndpointPlan, ensure_endpoint
 from flatshare.core.access import AccessKey
 
 ENDPOINT = "embeddings"
+_PATIENCE_S = 70
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
 
 
@@ -141,23 +144,22 @@ def _first_json(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
 
 
 class PlainCaller:
-    """One keep-alive HTTP/1.1 connection, with as little of its own as can be."""
+    """One keep-alive HTTP/1.1 connection, with as little of its own as can be: what it takes would count as the server's."""
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(None)  # the kernel watches the time: Python would ask it twice for every read
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _PATIENCE_S, 0))
         self._connection = connection
-        self._body: list[bytes] = []
-        self._is_done = False
 
     @classmethod
     def to_port(cls, port: int) -> Self:
-        connection = socket.create_connection(("127.0.0.1", port), timeout=70)
+        connection = socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return cls(connection)
 
     @classmethod
     def to_socket(cls, path: str) -> Self:
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(70)
         connection.connect(path)
         return cls(connection)
 
@@ -174,14 +176,22 @@ class PlainCaller:
     def exchange(self, message: bytes) -> tuple[int, bytes]:
         """Status and body of the answer to a request that is already in bytes."""
         self._connection.sendall(message)
-        parser = httptools.HttpResponseParser(self)
-        self._body, self._is_done = [], False
-        while not self._is_done:
-            data = self._connection.recv(65536)
-            if not data:
-                raise ConnectionError("the server hung up")
-            parser.feed_data(data)
-        return parser.get_status_code(), b"".join(self._body)
+        answer = self._more(b"")
+        while (end := answer.find(b"\r\n\r\n")) < 0:
+            answer = self._more(answer)
+        length = _LENGTH.search(answer, 0, end + 2)
+        if length is None:
+            raise ConnectionError(f"an answer that does not say how long it is: {answer[:200]!r}")
+        whole = end + 4 + int(length[1])
+        while len(answer) < whole:
+            answer = self._more(answer)
+        return int(answer[9:12]), answer[end + 4 :]
+
+    def _more(self, answer: bytes) -> bytes:
+        data = self._connection.recv(65536)
+        if not data:
+            raise ConnectionError("the server hung up")
+        return answer + data if answer else data
 
     def invoke(self, target: str, body: bytes) -> bytes:
         """InvokeEndpoint without the SDK. Raises RuntimeError unless it is answered with 200."""
@@ -189,14 +199,6 @@ class PlainCaller:
         if status != 200:
             raise RuntimeError(f"{target}: {status} {answer[:300]!r}")
         return answer
-
-    # What httptools calls.
-
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        self._is_done = True
 
 
 def invocation(target: str, body: bytes) -> bytes:

@@ -132,6 +132,39 @@ def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) 
 
 
 @bench.command()
+@click.argument("trace", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--requests",
+    default=150_000,
+    show_default=True,
+    type=click.IntRange(10),
+    help="How many of the trace's, at least; of bursty traffic half as many again.",
+)
+@click.option("--load-ms", default=200.0, show_default=True, help="What a load takes.")
+@click.option("--json", "json_file", type=_JSON_FILE, help="Write the figures here.")
+def replay(trace: Path, requests: int, load_ms: float, json_file: Path | None) -> None:
+    """Recorded traffic through the policies: cold requests by LRU, by value and by who knows the future. Serves nothing; takes a minute.
+
+    TRACE is an .npz file: names [clients], rate [clients, windows of ten minutes] in requests per second, cv of the same shape.
+
+    \b
+    Example:
+      flatshare bench replay servegen_week1.npz --json replay.json
+    """
+    from flatshare.bench.replay import run
+    from flatshare.core.errors import BadInput
+
+    try:
+        with steps() as begin:
+            results = run(trace, requests, load_ms / 1e3, begin)
+    except BadInput as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        json_file.write_bytes(orjson.dumps({"results": results}, option=orjson.OPT_INDENT_2))
+    console.print(_table(results, {}, "flatshare bench replay"))
+
+
+@bench.command()
 @framed("A tenth of the runs")
 def prepacked(frame: Frame) -> None:
     """How much faster prepacked weights would be here than mapped ones, by length of text: the engine alone. Takes a minute, 4 GB of disk.

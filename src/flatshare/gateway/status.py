@@ -67,5 +67,10 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         waiting=status["waiting"],
         decisions=status["decision_counts"],
         evictions=status["eviction_counts"],
+        refusals=status["refusal_counts"],
+        queues=status["waiting_by_class"],
+        pressure_bytes=balance["pressure"],
+        thrash_index=status["thrash"]["index"],
+        lacks_memory=status["thrash"]["lacks_memory"],
         model_metrics=tuple(ModelMetric(**fields) for fields in status.get("model_metrics", ())),
     )

@@ -1,6 +1,7 @@
 """Step 4 of a request's path: the instance's door, which speaks the container contract (wire/container.py)."""
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from urllib.parse import parse_qs
@@ -8,7 +9,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from flatshare.core.call import ModelSource
-from flatshare.core.errors import BadInput, FlatshareError, NotResident
+from flatshare.core.errors import BadInput, FlatshareError, NeverFits, NotResident, OutOfMemory, Overloaded, OverQuota, TooLate
 from flatshare.core.ids import ArtifactUri, ModelKey, model_key
 from flatshare.core.readings import ModelMetric
 from flatshare.instance.backends.base import Backend
@@ -22,6 +23,9 @@ from flatshare.wire import container, faults
 from flatshare.wire.http import REQUEST_ID, Reply, Request
 
 log = get_logger("instance")
+_REFUSALS: dict[type[FlatshareError], str] = {
+    Overloaded: "overloaded", OverQuota: "over_quota", TooLate: "too_late", OutOfMemory: "no_room", NeverFits: "never_fits",
+}  # fmt: skip
 _PATH = re.compile(r"/models/(?P<key>[0-9A-Za-z._-]+)(?P<action>/invoke|/metadata|/artifact|/explain)?")
 
 
@@ -47,6 +51,7 @@ class InstanceApp:
         self._backend = backend
         self._explainer = explainer
         self._single = single
+        self._refusals: Counter[str] = Counter()
         self._model_metrics = model_metrics
         self._fixed: dict[tuple[str, str], Callable[[Request], Awaitable[Reply]]] = {
             ("GET", "/ping"): self._ping,
@@ -63,6 +68,8 @@ class InstanceApp:
         try:
             return await self._route(request)
         except FlatshareError as error:
+            if (reason := _REFUSALS.get(type(error))) is not None:
+                self._refusals[reason] += 1
             return container.error_reply(faults.container_status(error), type(error).__name__, str(error))
         except Exception as error:
             log.exception("request_failed", path=request.path)
@@ -131,18 +138,21 @@ class InstanceApp:
         return Reply(200, orjson.dumps(asdict(self._cache.balance())))
 
     async def _status(self, _: Request) -> Reply:
+        thrash = self._cache.demand.thrash
         status = {
             "balance": asdict(self._cache.balance()),
             "engine": self._backend.statistics(),
             "model_metrics": [asdict(metric) for metric in self._model_metrics()],
             "in_flight": self._workbench.in_flight,
             "waiting": self._workbench.waiting,
+            "waiting_by_class": {**self._workbench.waiting_by_class(), "load": len(self._cache.loading())},
             "waiting_by_tenant": self._workbench.waiting_by_tenant(),
             "merged": self._workbench.merged,
-            "thrash": asdict(self._cache.demand.thrash) | {"lacks_memory": self._cache.demand.lacks_memory},
+            "thrash": asdict(thrash) | {"index": thrash.index, "lacks_memory": self._cache.demand.lacks_memory},
             "models": [asdict(info) for info in self._cache.snapshot()],
             "decisions": [asdict(entry) for entry in self._journal.latest(50)],
             "decision_counts": self._journal.counts,
             "eviction_counts": self._journal.evictions,
+            "refusal_counts": self._refusals,
         }
         return Reply(200, orjson.dumps(status))

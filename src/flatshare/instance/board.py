@@ -27,7 +27,7 @@ class Board:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._file, _SLOT * _SLOTS)
+        os.posix_fallocate(self._file, 0, _SLOT * _SLOTS)  # all of it: a mark on a full disk would be SIGBUS
         self._map = mmap.mmap(self._file, _SLOT * _SLOTS)
         self._free = list(range(_SLOTS))
 

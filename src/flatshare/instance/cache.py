@@ -208,13 +208,14 @@ class ModelCache:
     def _let_go(self, entry: Holding) -> None:
         entry.leases -= 1
         entry.used_s = self._clock.monotonic_s()
-        self.room.changed.set()
+        if not entry.leases:  # a plan costs milliseconds: not for each rider of a model that stays in use
+            self.room.changed.set()
 
     # Loading.
 
     def _begin_by(self, key: ModelKey, source: ModelSource, deadline_s: float | None) -> Holding:
         """Raises TooLate, at once, if the model would not be there by the deadline."""
-        begun = self._loads.start(len(self._under_way()), self.demand.reload_s(key), deadline_s)
+        begun = self._loads.start(len(self.loading()), self.demand.reload_s(key), deadline_s)
         if begun is Start.FOR_THIS:
             return self._begin(key, source)
         self.demand.visit(key, source)
@@ -225,14 +226,15 @@ class ModelCache:
     def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Holding:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
-        self._loads.require_place(tenant, self._under_way())
+        self._loads.require_place(tenant, self.loading())
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source, urgency))
         entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
-    def _under_way(self) -> list[Tenant]:
+    def loading(self) -> list[Tenant]:
+        """The tenant of each model that is on its way in, or waits for its turn."""
         return [entry.tenant for entry in self._entries.values() if not entry.ready.done()]
 
     def _settle(self, key: ModelKey, entry: Holding, done: asyncio.Task[Loaded]) -> None:
@@ -243,7 +245,7 @@ class ModelCache:
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             kind = "refuse" if isinstance(error, OutOfMemory) else "give_up" if isinstance(error, Abandoned) else "fail"
             self._note(kind, entry.source.uri, sentence, entry.began_s)
-        self._loads.over(len(self._under_way()))
+        self._loads.over(len(self.loading()))
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:

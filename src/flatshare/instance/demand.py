@@ -5,7 +5,7 @@ One record per model that was ever asked for, the longest forgotten ones given u
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class DemandBook:
         self._began_s = clock.monotonic_s()
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._cohort = [0.0] * worth.BINS
+        self._silences = [0] * worth.GAP_BINS
         self._evicted_s: dict[ModelKey, float] = {}
         self._causes: dict[ModelKey, str] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
@@ -66,6 +67,7 @@ class DemandBook:
                 self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
             visits = worth.next_visit(known.visits, now_s, hour)
+            self._silences[worth.gap_bin(max(0.0, now_s - known.visits.last_s))] += 1
             self._models[key] = Known(source, visits, known.reload_s)
             self._models.move_to_end(key)
         if known is None or visits.starts is not known.visits.starts:
@@ -111,7 +113,8 @@ class DemandBook:
         # All that was watched so far was in the hours just past; later each hour of a weekday has come five times a week.
         bin_h = min(observed_h, max(1.0, observed_h * (5 if hour < 24 else 2) / 168))
         models = max(1, len(self._models))
-        return Season(now_s, hour, observed_h, bin_h, self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models)
+        rate, starts = self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models
+        return Season(now_s, hour, observed_h, bin_h, rate, starts, tuple(self._silences))
 
     def worth(self, key: ModelKey, season: Season, weight: float) -> float:
         known = self._models.get(key)
@@ -147,10 +150,11 @@ class DemandBook:
         if key in self._models:
             return
         then_s = self._clock.monotonic_s() - age_s
-        visits = Visits(then_s, known.visits.requests, known.visits.starts, known.visits.gap_sum_s, known.visits.gaps, 1.0, then_s)
+        visits = replace(known.visits, last_s=then_s, recent=1.0, recent_s=then_s)
         self._models[key] = Known(known.source, visits, known.reload_s)
         for hour, starts in enumerate(visits.starts):
             self._cohort[hour] += starts
+        self._silences = [mine + more for mine, more in zip(self._silences, visits.silences, strict=True)]
 
 
 def records(path: Path, now_s: float) -> list[Record]:
@@ -160,6 +164,10 @@ def records(path: Path, now_s: float) -> list[Record]:
 
 
 def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
-    visits = fields["visits"] | {"starts": tuple(fields["visits"]["starts"])}
+    silences = tuple(fields["visits"].get("silences", ()))  # written by an earlier version: none are known, or of other lengths
+    visits = fields["visits"] | {
+        "starts": tuple(fields["visits"]["starts"]),
+        "silences": silences if len(silences) == worth.GAP_BINS else (0,) * worth.GAP_BINS,
+    }
     known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
     return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

@@ -11,6 +11,7 @@ this machine remember of their requests (`*.hot.json`), times what fetch and imp
 import fcntl
 import os
 import shutil
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -45,12 +46,13 @@ class Newcomer:
 
 
 class DiskRoom:
-    """Made for one import. Models in `in_use` stay."""
+    """Made for one import. Models in `in_use` stay. `sent_away` are the artifacts that are no longer here because of it."""
 
     def __init__(self, store: TensorStore, budget_bytes: int, in_use: frozenset[ModelDigest]) -> None:
         self._store = store
         self._budget_bytes = budget_bytes
         self._in_use = in_use
+        self.sent_away: list[ArtifactUri] = []
 
     @contextmanager
     def reserved(self, newcomer: Newcomer, lock_path: Path) -> Iterator[None]:
@@ -63,8 +65,9 @@ class DiskRoom:
         finally:
             os.truncate(lock_path, 0)
 
-    def settle(self) -> None:
+    def settle(self, imported: ModelDigest) -> None:
         """Afterwards: what was imported may be larger than the artifact (16-bit weights are widened), so others may have to go."""
+        self._in_use |= {imported}
         with self._alone():
             self._evict(Shortage(0, self._taken_bytes() - self._budget_bytes))
 
@@ -116,12 +119,17 @@ class DiskRoom:
             return False
         if newcomer is not None and newcomer.urgency is Urgency.AHEAD:
             self._require_worth(values.of(newcomer), sum(resident.worth for resident in residents if resident.key in victims))
-        for model in models:
-            if ModelKey(model.manifest.digest) in victims:
-                for uri in model.uris:
-                    self._store.catalog.forget_artifact(ArtifactUri(uri))
-        self._store.collect()
+        self._forget([uri for model in models if ModelKey(model.manifest.digest) in victims for uri in model.uris])
         return True
+
+    def _forget(self, uris: list[str]) -> None:
+        try:
+            for uri in uris:
+                self._store.catalog.forget_artifact(ArtifactUri(uri))
+                self.sent_away.append(ArtifactUri(uri))
+        except sqlite3.OperationalError as error:  # to forget something takes a few pages too
+            raise DiskFull(f"the disk of {self._store.folder} is full to the last byte ({error}): free some space") from error
+        self._store.collect()
 
     def _require_worth(self, worth_in: float, worth_out: float) -> None:
         if not worth.is_worth_a_prefetch(worth_in, worth_out):

@@ -51,12 +51,15 @@ class ModelFinder:
         disk_bytes: int,
         tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY,
         disk: DiskSettings = PLAIN_DISK,
+        note: Callable[[str, str], None] = lambda _uri, _reason: None,
     ) -> None:
+        """`note` is told which artifact left the disk, and why."""
         self._store = store
         self._tenant_of = tenant_of
         self._threads = threads
         self._disk_bytes = disk_bytes
         self._disk = disk
+        self._note = note
         self.importers = Importers(disk.parallel_fetches)
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
@@ -66,7 +69,9 @@ class ModelFinder:
         stored = await self.known(source)
         if stored is None:
             job = ImportJob(self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use, urgency, self._disk)
-            await self.importers.run(job, self._tenant_of(source))
+            imported = await self.importers.run(job, self._tenant_of(source))
+            for uri in imported.sent_away:
+                self._note(uri, f"sent off the disk, where it was worth least per byte, for {source.uri}")
             stored = await self.known(source)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")

@@ -55,7 +55,7 @@ class HotSet:
             await self._load(key, demand.known()[key].source)
 
     async def warm_ahead(self, but: Container[ModelKey], within_s: float) -> None:
-        """Restore, and warm before callers come, for so long at most: who has no other instance must not wait for the last of a thousand."""
+        """Restore, and warm before callers come, for so long at most: callers without another instance must not wait for a thousand."""
         self.restore()
         with suppress(TimeoutError):
             async with asyncio.timeout(within_s):

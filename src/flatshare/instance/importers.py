@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from flatshare.core.call import Urgency
 from flatshare.core.errors import StoreUnavailable
 from flatshare.core.ids import ArtifactUri, Tenant
-from flatshare.instance.importing import ImportJob, die_with_parent, import_artifact
+from flatshare.instance.importing import Imported, ImportJob, die_with_parent, import_artifact
 from flatshare.instance.turnstile import Turnstile
 
 _RETIRE_AFTER_S = 20.0  # an import process holds 60 MB; it starts in half a second
@@ -22,21 +22,20 @@ class Importers:
 
     def __init__(self, parallel: int) -> None:
         self._lanes = {Urgency.DEMAND: _Lane(parallel, Urgency.DEMAND), Urgency.AHEAD: _Lane(1, Urgency.AHEAD)}
-        self._ahead: dict[ArtifactUri, asyncio.Task[None]] = {}
+        self._ahead: dict[ArtifactUri, asyncio.Task[Imported]] = {}
         self._hastened: set[ArtifactUri] = set()
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> None:
+    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
         """Raises what `import_artifact` raises, and StoreUnavailable if its process died."""
         if job.urgency is Urgency.DEMAND:
-            await self._lanes[Urgency.DEMAND].run(job, tenant)
-            return
+            return await self._lanes[Urgency.DEMAND].run(job, tenant)
         attempt = self._ahead[job.uri] = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, tenant))
         try:
-            await attempt
+            return await attempt
         except asyncio.CancelledError:
             if job.uri not in self._hastened:
                 raise
-            await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), tenant)
+            return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), tenant)
         finally:
             self._hastened.discard(job.uri)
             del self._ahead[job.uri]
@@ -66,11 +65,11 @@ class _Lane:
         self._turns = Turnstile(places)
         self._retirement: asyncio.TimerHandle | None = None
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> None:
+    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
         async with self._turns.turn(tenant):
             seat = self._free.pop()
             try:
-                await seat.run(job)
+                return await seat.run(job)
             finally:
                 self._free.append(seat)
                 self._retire_later()
@@ -98,12 +97,12 @@ class _Seat:
         self._prepare: Callable[[], None] = partial(die_with_parent, urgency)
         self._pool: ProcessPoolExecutor | None = None
 
-    async def run(self, job: ImportJob) -> None:
+    async def run(self, job: ImportJob) -> Imported:
         """A process cannot be told to stop: if the wait for it is cancelled, it is killed, and what it fetched stays for the next."""
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=self._prepare)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, import_artifact, job)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, import_artifact, job)
         except asyncio.CancelledError:
             self.kill()
             raise

@@ -22,6 +22,7 @@ from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.instance.disk import DiskRoom, Newcomer
 from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
+from flatshare.store.archive import disk_errors
 from flatshare.store.catalog import Refusal
 from flatshare.store.link import Link
 from flatshare.store.sources import Artifact, fetch, probe
@@ -52,24 +53,32 @@ class ImportJob:
     settings: DiskSettings = field(default_factory=DiskSettings)
 
 
-def import_artifact(job: ImportJob) -> ModelDigest:
-    """The worker's one job: make sure that the artifact, as it is now, is in the store, and return its model's digest.
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came, and what had to leave the disk for it."""
+
+    digest: ModelDigest
+    sent_away: tuple[ArtifactUri, ...] = ()
+
+
+def import_artifact(job: ImportJob) -> Imported:
+    """The worker's one job: make sure that the artifact, as it is now, is in the store.
 
     Raises what `probe`, `fetch` and `import_checkpoint` raise. What is wrong with an artifact is remembered, so that asking again
     costs nothing until the artifact changes.
     """
     store = TensorStore(job.store_dir)
-    with _only_importer_of(store, job.uri) as incoming:
+    with disk_errors(store.folder), _only_importer_of(store, job.uri) as incoming:
         artifact = probe(job.uri, root=job.root)
         known = store.catalog.model_of(job.uri, artifact.version)
         if known is not None:
-            return known
+            return Imported(known)
         began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use)
         with room.reserved(_newcomer(artifact, job.urgency), incoming.with_suffix(".lock")):
             digest = _bring(store, artifact, job.root, incoming, Link(store.folder, job.settings, job.urgency))
         store.catalog.remember_import(digest, time.monotonic() - began_s)
-        DiskRoom(store, job.disk_bytes, job.in_use | {digest}).settle()
-        return digest
+        room.settle(digest)
+        return Imported(digest, tuple(room.sent_away))
 
 
 def _bring(store: TensorStore, artifact: Artifact, root: str, incoming: Path, link: Link) -> ModelDigest:
@@ -115,5 +124,6 @@ def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
     incoming = store.incoming_dir / name
     with (store.incoming_dir / f"{name}.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.truncate(0)  # what an importer that was killed had reserved
         incoming.mkdir(exist_ok=True)
         yield incoming

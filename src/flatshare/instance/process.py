@@ -6,6 +6,7 @@ import resource
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
-from flatshare.telemetry.journal import Journal
+from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("instance")
@@ -66,7 +67,7 @@ async def serve_until_stopped(
     triton = TritonBackend(own_code)
     backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
     workbench = Workbench(settings.workers, sharing)
-    finder = ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern), sharing.disk)
+    finder = _finder(store, lookers, settings, partial(_note_leaving, journal, clock))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(
         backend, finder, books, threads, clock, journal,
@@ -93,6 +94,16 @@ async def serve_until_stopped(
     _end_work(workbench, threads, lookers)
     memory.board.close()
     log.info("instance_stopped")
+
+
+def _finder(store: TensorStore, lookers: ThreadPoolExecutor, settings: InstanceSettings, note: Callable[[str, str], None]) -> ModelFinder:
+    sharing = settings.sharing
+    return ModelFinder(store, lookers, settings.disk_bytes, TenantOf(sharing.memory.tenant_pattern), sharing.disk, note)
+
+
+def _note_leaving(journal: Journal, clock: SystemClock, uri: str, reason: str) -> None:
+    journal.note(Entry(clock.wall_s(), "forget", uri, reason))
+    log.info("model_forget", uri=uri, reason=reason)
 
 
 def _end_work(workbench: Workbench, *pools: ThreadPoolExecutor) -> None:

@@ -82,6 +82,11 @@ class Workbench:
         with self._lock:
             return self._queue.tenants()
 
+    def waiting_by_class(self) -> Mapping[str, int]:
+        """In the line of short runs, and in that of long ones, which may have to wait for them."""
+        with self._lock:
+            return self._queue.lines()
+
     def longest_run_s(self) -> float:
         """How long the oldest run has been under way."""
         now_s = time.monotonic()

@@ -25,7 +25,7 @@ from flatshare.package.packed import LISTING
 from flatshare.package.purpose import Purpose
 from flatshare.package.tensor_source import Source, source_of, stored
 from flatshare.package.tokenizer import canonical_tokenizer
-from flatshare.package.tokenizer_files import tokenizer_json
+from flatshare.package.tokenizer_files import keeps_end, tokenizer_json
 from flatshare.package.triton.importing import import_repository
 from flatshare.package.triton.repository import is_repository
 from flatshare.package.weight_files import FoundTensor, Weights, has_weights, read_weights
@@ -58,7 +58,9 @@ def import_checkpoint(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     purpose = parts.purpose
     has_pairs = isinstance(purpose.head, SequenceHead)
     content = tokenizer_json(parts.folder, parts.family)
-    tokenizer = canonical_tokenizer(content, vocabulary=parts.vocabulary, max_tokens=parts.max_tokens, has_pairs=has_pairs)
+    tokenizer = canonical_tokenizer(
+        content, vocabulary=parts.vocabulary, max_tokens=parts.max_tokens, has_pairs=has_pairs, keeps_end=keeps_end(parts.folder)
+    )
     with store.writing() as writer:
         tensors = tuple(stored(writer, weight.name, weight.source) for weight in parts.weights)
         manifest = _manifest(parts, writer.add_blob("graph", parts.graph), writer.add_blob("tokenizer", tokenizer), tensors)

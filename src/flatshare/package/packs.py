@@ -22,6 +22,7 @@ from msgspec import Meta
 
 from flatshare.core.errors import BadPackage
 from flatshare.package.weights import WeightEntry, WeightsFile, item_bytes
+from flatshare.store.archive import disk_errors
 from flatshare.store.tensors import PAGE, SMALL_ALIGNMENT
 
 TRUNKS = ".flatshare/trunks/"
@@ -127,27 +128,32 @@ def digest_of(dtype: str, shape: tuple[int, ...], raw: memoryview) -> str:
 
 
 def write_trunk(files: Iterable[Path], folder: Path) -> Trunk:
-    """Every tensor of these safetensors files as one pack below `folder`, unless it lies there already."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(mkdtemp(prefix=".writing-", dir=folder))
-    try:
-        with (fresh / PACK).open("wb") as out:
-            writer = PackWriter(out)
-            for file in map(WeightsFile, sorted(files)):
-                for entry in file.entries.values():
-                    raw = file.raw(entry)
-                    writer.add(digest_of(entry.dtype, entry.shape, raw), entry, raw)
-            size_bytes = out.tell()
-        index = writer.index
-        if not index.tensors:
-            raise BadPackage("the trunk has no tensors: name a checkpoint folder with safetensors files")
-        (fresh / INDEX).write_bytes(msgspec.json.encode(index))
-        fresh.chmod(0o755)
-        with suppress(OSError):  # it is there: by its name it holds the same
-            fresh.rename(folder / index.id)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    """Every tensor of these safetensors files as one pack below `folder`, unless it lies there already. Raises BadPackage, DiskFull."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = Path(mkdtemp(prefix=".writing-", dir=folder))
+        try:
+            index, size_bytes = _write(files, fresh)
+            with suppress(OSError):  # it is there: by its name it holds the same
+                fresh.rename(folder / index.id)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return Trunk(index.id, frozenset(tensor.digest for tensor in index.tensors), size_bytes)
+
+
+def _write(files: Iterable[Path], folder: Path) -> tuple[PackIndex, int]:
+    with (folder / PACK).open("wb") as out:
+        writer = PackWriter(out)
+        for file in map(WeightsFile, sorted(files)):
+            for entry in file.entries.values():
+                raw = file.raw(entry)
+                writer.add(digest_of(entry.dtype, entry.shape, raw), entry, raw)
+        size_bytes = out.tell()
+    if not writer.index.tensors:
+        raise BadPackage("the trunk has no tensors: name a checkpoint folder with safetensors files")
+    (folder / INDEX).write_bytes(msgspec.json.encode(writer.index))
+    folder.chmod(0o755)
+    return writer.index, size_bytes
 
 
 def read_index(folder: Path) -> PackIndex:

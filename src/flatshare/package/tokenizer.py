@@ -11,9 +11,10 @@ from flatshare.wire import json_body
 
 
 @lru_cache(maxsize=2)  # a fleet's models share few tokenizers, and building one takes longer than a small import
-def canonical_tokenizer(content: bytes, *, vocabulary: int, max_tokens: int, has_pairs: bool = False) -> bytes:
+def canonical_tokenizer(content: bytes, *, vocabulary: int, max_tokens: int, has_pairs: bool = False, keeps_end: bool = False) -> bytes:
     """tokenizer.json with its baked-in truncation and padding reset, in one spelling.
 
+    Of the truncation only its side stays: `keeps_end` says that long texts lose their beginning.
     Raises BadPackage if it cannot be used, knows tokens that the word embeddings do not have,
     or leaves no room for text (or for two, with `has_pairs`) among `max_tokens`.
     """
@@ -24,6 +25,8 @@ def canonical_tokenizer(content: bytes, *, vocabulary: int, max_tokens: int, has
     if not isinstance(fields, dict):
         raise BadPackage("tokenizer.json is not a JSON object")
     fields["truncation"] = fields["padding"] = None
+    if keeps_end:
+        fields["truncation"] = {"direction": "Left", "max_length": max_tokens, "strategy": "LongestFirst", "stride": 0}
     canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
     _check(canonical, vocabulary, max_tokens, is_pair=has_pairs)
     return canonical

@@ -22,6 +22,14 @@ _FAIRSEQ_FAMILIES = ("mpnet", "roberta", "xlm-roberta", "camembert")
 """Families whose sequences are <s> … </s>."""
 
 
+def keeps_end(folder: Folder) -> bool:
+    """Whether a text that is too long loses its beginning. Raises BadPackage."""
+    side = folder.optional_json("tokenizer_config.json").get("truncation_side", "right")
+    if side not in {"left", "right"}:
+        raise BadPackage(f"tokenizer_config.json: truncation_side must be left or right, not {repr(side)[:64]}")
+    return bool(side == "left")
+
+
 def tokenizer_json(folder: Folder, family: str) -> bytes:
     """Raises BadPackage for what is missing or damaged, UnsupportedModel if an extra is needed."""
     if folder.has("tokenizer.json"):

@@ -57,6 +57,10 @@ class FairQueue(Generic[T]):
         """How many of each wait."""
         return dict(self._short.waiting + self._long.waiting)
 
+    def lines(self) -> dict[str, int]:
+        """How many wait in each line."""
+        return {"short": self._short.count, "long": self._long.count}
+
     def push(self, item: T, tenant: Tenant, *, cost: float, weight: float, is_long: bool = False) -> Entry[T]:
         """Take a place. The entry is for `drop`."""
         line, other = (self._long, self._short) if is_long else (self._short, self._long)

@@ -11,7 +11,8 @@ class Entry:
     at_s: float
     """Seconds since the epoch."""
     kind: str
-    """load · evict · unload · refuse · fail · give_up (nobody waited for the load any more) · import"""
+    """load · evict · unload · refuse · fail · give_up (nobody waited for the load any more) · import ·
+    forget (it left the disk)"""
     model: str
     reason: str
     took_ms: float | None = None

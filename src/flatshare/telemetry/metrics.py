@@ -30,6 +30,14 @@ class InstanceReading:
     decisions: dict[str, int]
     evictions: dict[str, int]
     """By cause."""
+    refusals: dict[str, int]
+    """By reason."""
+    queues: dict[str, int]
+    """Who waits, by class."""
+    pressure_bytes: int
+    """Of the memory limit: not to be used for the moment."""
+    thrash_index: float
+    lacks_memory: bool
     model_metrics: tuple[ModelMetric, ...] = ()
     """What models count for themselves."""
 
@@ -108,7 +116,7 @@ class _ModelMetrics:
 class _InstanceGauge:
     """One number, or several by kind, of every instance."""
 
-    def __init__(self, gauge: Gauge, numbers: Callable[[InstanceReading], Mapping[str, int] | int]) -> None:
+    def __init__(self, gauge: Gauge, numbers: Callable[[InstanceReading], Mapping[str, int] | float]) -> None:
         self._gauge = gauge
         self._numbers = numbers
 
@@ -116,7 +124,7 @@ class _InstanceGauge:
         self._gauge.clear()
         for reading in readings:
             numbers = self._numbers(reading)
-            if isinstance(numbers, int):
+            if isinstance(numbers, int | float):
                 self._gauge.labels(reading.endpoint, reading.instance).set(numbers)
                 continue
             for kind, count in numbers.items():
@@ -124,7 +132,7 @@ class _InstanceGauge:
 
 
 def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
-    def gauge(name: str, text: str, numbers: Callable[[InstanceReading], Mapping[str, int] | int], *more: str) -> _InstanceGauge:
+    def gauge(name: str, text: str, numbers: Callable[[InstanceReading], Mapping[str, int] | float], *more: str) -> _InstanceGauge:
         return _InstanceGauge(Gauge(f"flatshare_{name}", text, ["endpoint", "instance", *more], registry=registry), numbers)
 
     return [
@@ -137,4 +145,9 @@ def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
         gauge("queue_depth", "Requests that wait for an engine thread", lambda r: r.waiting),
         gauge("cache_decisions", "Decisions of the model cache since the instance began", lambda r: r.decisions, "kind"),
         gauge("evictions", "Models that left memory since the instance began", lambda r: r.evictions, "cause"),
+        gauge("refusals", "Requests that the instance refused since it began", lambda r: r.refusals, "reason"),
+        gauge("queue_waiting", "Who waits: short runs, long runs, loads", lambda r: r.queues, "class"),
+        gauge("memory_pressure_bytes", "Of the memory budget: not to be used for the moment", lambda r: r.pressure_bytes),
+        gauge("thrash_index", "Share of the last two minutes' loads that brought back what had just left", lambda r: r.thrash_index),
+        gauge("lacks_memory", "1 if the thrash index has been above 0.3 for two minutes", lambda r: int(r.lacks_memory)),
     ]

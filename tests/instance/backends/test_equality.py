@@ -143,6 +143,43 @@ def test_ranking(store: TensorStore, tmp_path: Path, family: str, matrix: Matrix
         matrix(family, "ranking", "random", ranked(model, query, passages).output("score").data, scores)
 
 
+class TestTheEndIsKept:
+    """A tokenizer may say that a text that is too long loses its beginning."""
+
+    @pytest.mark.parametrize("family", ["bert", "roberta"])
+    def test_of_a_text(self, store: TensorStore, tmp_path: Path, family: str, matrix: Matrix) -> None:
+        folder = save_model(tmp_path / "model", family, Task.EMBEDDING)
+        write_sentence_modules(folder, ("Pooling", {"pooling_mode": "mean", "word_embedding_dimension": 32}))
+        keep_ends(folder)
+        texts = ["short", LONG, "words " * 20_000 + "and the end of it"]
+        result = loaded(store, folder).run(text_call(*texts))
+        assert result.parameters["truncated"] == (1, 2)
+        expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
+        matrix(family, "embedding, end kept", "random", embedded(result), expected)
+
+    def test_of_a_pair(self, store: TensorStore, tmp_path: Path, matrix: Matrix) -> None:
+        folder = save_model(tmp_path / "model", "bert", Task.RANKING)
+        keep_ends(folder)
+        passages = ["", *TEXTS]
+        scores = CrossEncoder(str(folder), device="cpu").predict([(LONG, passage) for passage in passages])
+        result = ranked(loaded(store, folder), LONG, passages)
+        matrix("bert", "ranking, end kept", "random", result.output("score").data, scores)
+
+    def test_of_labelled_words(self, store: TensorStore, tmp_path: Path) -> None:
+        folder = save_model(tmp_path / "model", "bert", Task.TOKEN_CLASSIFICATION, id2label={0: "O", 1: "B-ORDER"})
+        keep_ends(folder)
+        text = "words " * 20_000 + "order"
+        result = loaded(store, folder).run(text_call(text))
+        pieces = zip(result.output("begin").data, result.output("end").data, strict=True)
+        *_, last = [text[begin:end] for begin, end in pieces]
+        assert last == "order"
+
+
+def keep_ends(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "truncation_side": "left"}))
+
+
 class TestRealWeights:
     """all-MiniLM-L6-v2, whose heads for other tasks are random: nobody ships trained ones in a package."""
 

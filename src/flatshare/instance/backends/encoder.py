@@ -1,4 +1,7 @@
-"""Texts → token ids, exactly as long as they are: a tokenizer that never pads, and says when it cuts."""
+"""Texts → token ids, exactly as long as they are: a tokenizer that never pads, and says when it cuts.
+
+The end of a text that is too long goes, or its beginning if the tokenizer says so.
+"""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -48,6 +51,7 @@ class TextEncoder:
 
     def __init__(self, path: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
+        self._keeps_end = (self._tokenizer.truncation or {}).get("direction") == "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -71,7 +75,8 @@ class TextEncoder:
             is_cut = tokens.exceed(max_tokens - self._special)
             encoding = self._tokenizer.post_process(tokens.cut(max_tokens - self._special))
             found = zip(encoding.tokens, encoding.offsets, encoding.special_tokens_mask, strict=True)
-            pieces = (Piece(at, token, begin, end) for at, (token, (begin, end), special) in enumerate(found) if not special)
+            start = tokens.begin
+            pieces = (Piece(i, token, start + begin, start + end) for i, (token, (begin, end), special) in enumerate(found) if not special)
             rows.append(PiecedRow(_row(encoding, is_cut=is_cut), tuple(pieces)))
         return rows
 
@@ -99,10 +104,12 @@ class TextEncoder:
         """The text's own tokens. An enormous text is read only as far as its first tokens reach."""
         encode = self._tokenizer.encode_batch if has_offsets else self._tokenizer.encode_batch_fast
         for characters in prefix_lengths(len(text), room):
-            encoding = encode([text[:characters]], add_special_tokens=False)[0]
+            begin = len(text) - characters if self._keeps_end else 0
+            encoding = encode([text[begin : begin + characters]], add_special_tokens=False)[0]
             if len(encoding) > room + _UNSTABLE_TOKENS or characters == len(text):
                 break
-        return _Tokens(encoding, bool(text[characters:].strip()))
+        rest = text[:begin] if self._keeps_end else text[characters:]
+        return _Tokens(encoding, bool(rest.strip()), begin, "left" if self._keeps_end else "right")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +118,10 @@ class _Tokens:
 
     encoding: Encoding
     has_more: bool
+    begin: int
+    """The character of the text at which the encoding begins."""
+    side: str
+    """Which end is cut off."""
 
     @property
     def count(self) -> int:
@@ -122,14 +133,14 @@ class _Tokens:
     def cut(self, room: int) -> Encoding:
         """For the last use of these tokens: it shortens them."""
         if self.count > room:
-            self.encoding.truncate(room)
+            self.encoding.truncate(room, direction=self.side)
         return self.encoding
 
     def copy(self, room: int) -> Encoding:
         """The first `room` tokens, leaving these as they are."""
         copied = Encoding.merge([self.encoding])
         if self.count > room:
-            copied.truncate(room)
+            copied.truncate(room, direction=self.side)
         return copied
 
 
