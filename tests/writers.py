@@ -9,7 +9,16 @@ import numpy as np
 import orjson
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 torch.set_num_threads(1)  # the models are tiny, and other tests run meanwhile
 END, START = "</s>", "<pad>"
@@ -71,10 +80,22 @@ def llama(seed: int = 0, *, is_tied: bool = False) -> LlamaForCausalLM:
     return _lively(LlamaForCausalLM(LlamaConfig(**_llama_sizes(is_tied=is_tied))))
 
 
-def qwen(seed: int = 0) -> Qwen2ForCausalLM:
+def stretched(seed: int, **rope: Any) -> LlamaForCausalLM:
+    """Llama with rotary positions of another kind."""
+    torch.manual_seed(seed)
+    return _lively(LlamaForCausalLM(LlamaConfig(**_llama_sizes(is_tied=False), rope_parameters={"rope_theta": 10_000.0, **rope})))
+
+
+def mistral(seed: int, *, window: int) -> MistralForCausalLM:
+    """Every layer sees so many tokens back."""
+    torch.manual_seed(seed)
+    return _lively(MistralForCausalLM(MistralConfig(**_llama_sizes(is_tied=False), sliding_window=window)))
+
+
+def qwen(seed: int = 0, **window: Any) -> Qwen2ForCausalLM:
     """Llama's shape, with biases on queries, keys and values."""
     torch.manual_seed(seed)
-    return _lively(Qwen2ForCausalLM(Qwen2Config(**_llama_sizes(is_tied=True), use_sliding_window=False)))
+    return _lively(Qwen2ForCausalLM(Qwen2Config(**_llama_sizes(is_tied=True), **({"use_sliding_window": False} | window))))
 
 
 def save(model: Any, folder: Path, **files: Any) -> Path:

@@ -107,6 +107,44 @@ def test_tritonclient_reads_what_is_written_as_it_comes(writing: Endpoint) -> No
         assert "an empty one would stop at once" in str(answers.get(timeout=30)[1])
 
 
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a prompt that is too long": ("the order " * 400, {}, "more than the model's 512 positions"),
+    "more tokens than positions": (TEXT, {"max_tokens": 513}, "more than the model's 512 positions"),
+    "an empty stop string": (TEXT, {"stop": ["a", ""]}, "an empty one would stop at once"),
+    "too many beams": (TEXT, {"beams": 9}, "'beams' must be an integer from 1 to 8"),
+    "too many texts": (TEXT, {"n": 9, "temperature": 1.0}, "'n' must be an integer from 1 to 8"),
+    "more texts than beams": (TEXT, {"beams": 2, "n": 3}, "2 beams cannot give 3 texts"),
+    "beams by chance": (TEXT, {"beams": 2, "temperature": 0.5}, "beams search without chance"),
+}
+
+
+@pytest.mark.parametrize(("text", "parameters", "says"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_written_is_refused_whole_and_streamed(writing: Endpoint, text: str, parameters: dict[str, Any], says: str) -> None:
+    for road in (call, stream):
+        with pytest.raises(ClientError) as refused:
+            road(writing, "acme/chat", inputs=text, parameters=parameters)
+        response: Any = refused.value.response
+        assert response["OriginalStatusCode"] == 400
+        assert says in response["OriginalMessage"]
+    assert statistics(writing)["generation_jobs"] == 0
+
+
+def test_a_caller_who_stops_reading_holds_no_rows(writing: Endpoint) -> None:
+    """Nobody waits for it: what it does not fetch is bounded by the tokens it asked for."""
+    body = orjson.dumps({"inputs": TEXT, "stream": True, "parameters": FOR_EVER | {"n": 8, "temperature": 1.0}})
+    head = f"POST /endpoints/{writing.name}/invocations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\nx-amzn-sagemaker-target-model: acme/chat\r\n\r\n"
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", writing.server.port))
+        steps = statistics(writing)["generation_steps"]
+        deaf.sendall(head.encode() + body)
+        until(lambda: statistics(writing)["generation_steps"] - steps >= 449)
+        until(lambda: statistics(writing)["generation_jobs"] == 0)
+        assert statistics(writing)["generation_row_bytes"] == 0
+        assert call(writing, "acme/chat", inputs=TEXT, parameters={"max_tokens": 2})["tokens"] == [2]
+
+
 def test_an_error_before_the_first_part_is_an_ordinary_error(writing: Endpoint) -> None:
     with pytest.raises(ClientError) as refused:
         stream(writing, "acme/reply", inputs=TEXT, parameters={"stop": ""})

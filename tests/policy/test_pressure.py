@@ -51,3 +51,17 @@ def test_stalls_and_refaults_shrink_it_although_memory_seems_available() -> None
         found = pressure.allowance(signs, budget=2 * GIB, private=0, before=2 * GIB, elapsed_s=1.0)
         assert found.bytes == 2 * GIB - 2 * GIB // 10
         assert found.reason
+
+
+def test_stalls_with_memory_to_spare_are_the_disk_s_and_take_nothing() -> None:
+    signs = Signs(8 * GIB, 6 * GIB, stalled_percent=90.0, refaults_per_s=50_000.0, free=GIB)
+    assert pressure.allowance(signs, budget=2 * GIB, private=0, before=2 * GIB, elapsed_s=1.0) == Allowance(
+        2 * GIB, is_tight=False, reason=""
+    )
+
+
+def test_stalls_alone_take_no_more_than_half() -> None:
+    signs, before = Signs(8 * GIB, 6 * GIB, stalled_percent=90.0), 2 * GIB
+    for _ in range(100):
+        before = pressure.allowance(signs, budget=2 * GIB, private=0, before=before, elapsed_s=1.0).bytes
+    assert before == GIB

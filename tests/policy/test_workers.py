@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatshare.policy.workers import Action, Choice, Waiting, WorkerLoad, choose, home, quarantine
+from flatshare.core.ids import Tenant
+from flatshare.policy.workers import Action, Choice, Waiting, WorkerLoad, choose, home, quarantine, turns
 
 BUSY = WorkerLoad("busy", models=4, is_busy=True, busy_s=4.0)
 IDLE = WorkerLoad("idle", models=2, is_busy=False, busy_s=2.0)
@@ -49,6 +50,12 @@ def test_no_move_is_followed_by_its_opposite(own: float, other: float, model: fl
         left = WorkerLoad("a", 3, is_busy=False, busy_s=own)
         entered = WorkerLoad("b", 5, is_busy=True, busy_s=other + model)
         assert choose(entered, [left], Waiting(model, 60.0, is_behind_itself=False), most=2).action is Action.WAIT
+
+
+def test_the_tenant_that_was_served_least_has_the_first_turn_and_equals_go_by_when_they_came() -> None:
+    a, b, c = Tenant("a"), Tenant("b"), Tenant("c")
+    assert turns([a, a, b, c], {a: 3.0, b: 1.0}) == [3, 2, 0, 1]
+    assert turns([b, a], {}) == [0, 1]
 
 
 def test_a_new_model_lives_where_there_are_fewest() -> None:

@@ -2,7 +2,7 @@
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flatshare.core.call import InferCall, Scalar
@@ -30,6 +30,7 @@ def test_stop_strings_are_one_or_a_list(value: str, stops: tuple[str, ...]) -> N
     assert generation.parse({"stop": value}).stop == stops
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine the first example may take a second
 @given(st.dictionaries(NAMES, st.one_of(st.text(max_size=9), st.integers(), st.floats(), st.booleans()), max_size=4))
 def test_anything_is_understood_or_refused(parameters: dict[str, Scalar]) -> None:
     try:

@@ -114,7 +114,7 @@ class ModelCache:
         """End a lease. A visit that cost nothing is written down once the answer is on its way."""
         self._let_go(lease.held)
         if lease.cold_start_s is None:
-            asyncio.get_running_loop().call_soon(self.demand.visit, lease.key, lease.held.source)
+            asyncio.get_running_loop().call_soon(self.demand.visit, lease.key, lease.held.source, lease.held.used_s)
 
     async def load(self, key: ModelKey, source: ModelSource) -> None:
         """Bring a model into memory ahead of its first request. Raises AlreadyLoaded, or why it failed."""

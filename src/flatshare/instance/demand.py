@@ -55,9 +55,10 @@ class DemandBook:
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
         self._thrashes_since_s: float | None = None
 
-    def visit(self, key: ModelKey, source: ModelSource) -> None:
-        """A request came."""
-        now_s, hour = self._clock.monotonic_s(), worth.bin_of(self._clock.wall_s())
+    def visit(self, key: ModelKey, source: ModelSource, at_s: float | None = None) -> None:
+        """A request came: now, or a little before, by the monotonic clock."""
+        now_s = self._clock.monotonic_s() if at_s is None else at_s
+        hour = worth.bin_of(self._clock.wall_s() - self._clock.monotonic_s() + now_s)
         known = self._models.get(key)
         if known is None:
             visits = worth.first_visit(now_s, hour)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 
 from flatshare.core.errors import BadPackage, StoreUnavailable
 from flatshare.core.ids import ModelKey
@@ -71,6 +72,7 @@ class Loader:
             return self._backend.load(stored)
         with self._board.marked(key):
             model = self._backend.load(stored)
-        if isinstance(model, GeneratingModel):  # it runs on the stepper's thread, beside others: who is under way there says little
+        if isinstance(model, GeneratingModel):  # many calls share its runs, which are the stepper's: each turn is on the board
+            model.mark_turns(partial(self._board.marked, key))
             return model
         return Marked(model, key, self._board)

@@ -15,6 +15,7 @@ class _Group:
     limit: int
     used: int
     """Without the page cache, which the kernel takes back before it kills."""
+    cached: int
 
 
 class Kernel:
@@ -27,13 +28,14 @@ class Kernel:
 
     def signs(self, now_s: float) -> Signs:
         meminfo = _numbers(self._root / "proc/meminfo")
-        total, available = meminfo.get("MemTotal:", 0) * 1024, meminfo.get("MemAvailable:", 0) * 1024
+        total, available, free = (1024 * meminfo.get(f"Mem{what}:", 0) for what in ("Total", "Available", "Free"))
         for folder in self._groups:
             group = _read_group(folder)
             if group is not None and group.limit < _UNLIMITED:
                 total = min(total, group.limit)
                 available = min(available, max(0, group.limit - group.used))
-        return Signs(total, available, self._stalled_percent(), self._refaults_per_s(now_s))
+                free = min(free, max(0, group.limit - group.used - group.cached))
+        return Signs(total, available, self._stalled_percent(), self._refaults_per_s(now_s), free)
 
     def _stalled_percent(self) -> float:
         for folder in self._groups:
@@ -83,7 +85,7 @@ def _read_group(folder: Path) -> _Group | None:
         cache = stat.get("total_active_file", 0) + stat.get("total_inactive_file", 0)
     if not used.isdigit() or not limit.isdigit():  # "max", or the cgroup has gone
         return None
-    return _Group(int(limit), max(0, int(used) - cache))
+    return _Group(int(limit), max(0, int(used) - cache), cache)
 
 
 def _some_avg10(path: Path) -> float:

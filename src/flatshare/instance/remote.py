@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import ModelFailed, TooLate
+from flatshare.core.ids import Tenant
 from flatshare.instance.backends.base import RemoteModel
 from flatshare.instance.job import Run
 from flatshare.wire.container import CUSTOM_ATTRIBUTES
@@ -16,11 +17,11 @@ from flatshare.wire.http import Request
 _MAX_ATTRIBUTES = 1024  # as AWS has it, each way
 
 
-async def run(model: RemoteModel, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
+async def run(model: RemoteModel, call: InferCall, tenant: Tenant, deadline_s: float | None) -> Run[InferResult]:
     """Raises TooLate, and what the model raises."""
     started_s = time.perf_counter()
     async with within(deadline_s):
-        result = await model.infer(call)
+        result = await model.infer(call, tenant)
     return Run(result, time.perf_counter() - started_s, waited_s=0.0)
 
 

@@ -82,7 +82,7 @@ class Server:
         if form is not None and asked.request is not None:
             voice = streaming.Voice(form, asked.request, asks.name, lease.digest)
             return await streaming.in_parts(asks.model, call, voice, asks.deadline_s, ride)
-        run = await remote.run(asks.model, call, asks.deadline_s)
+        run = await remote.run(asks.model, call, lease.tenant, asks.deadline_s)
         result, attributes = remote.split_attributes(run.result)
         answer = infer.render(asked, lease.model.signature.task, result, asks.name, lease.digest)
         return Reply(200, answer.body, answer.content_type, [*_timings(lease, run.seconds, run.waited_s), *attributes])

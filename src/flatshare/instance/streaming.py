@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from flatshare.core.call import InferCall, InferResult, Scalar
 from flatshare.core.errors import Abandoned, FlatshareError, Overloaded
+from flatshare.core.ids import NOBODY, Tenant
 from flatshare.instance import remote
 from flatshare.instance.backends.base import RemoteModel
 from flatshare.instance.ride import Ride
@@ -38,7 +39,7 @@ class Voice:
 
 async def in_parts(model: RemoteModel, call: InferCall, voice: Voice, deadline_s: float | None, ride: Ride) -> Reply:
     """The reply begins with the first answer; what goes wrong before is raised. `ride` ends when the last has gone."""
-    parts = TensorParts(model, call, voice, deadline_s)
+    parts = TensorParts(model, call, voice, NOBODY if ride.lease is None else ride.lease.tenant, deadline_s)
     try:
         await parts.begin()
     except BaseException:
@@ -52,7 +53,7 @@ async def in_parts(model: RemoteModel, call: InferCall, voice: Voice, deadline_s
 class TensorParts:
     """Answers as a body in parts. Closing it tells the model that nobody listens, and ends the lease."""
 
-    def __init__(self, model: RemoteModel, call: InferCall, voice: Voice, deadline_s: float | None) -> None:
+    def __init__(self, model: RemoteModel, call: InferCall, voice: Voice, tenant: Tenant, deadline_s: float | None) -> None:
         self._voice = voice
         self._ride: Ride | None = None
         self._heard: asyncio.Queue[InferResult | BaseException | None] = asyncio.Queue()  # bounded by `_hear`
@@ -60,7 +61,7 @@ class TensorParts:
         self._has_begun = self._has_ended = False
         self._was_final = False
         self._error: FlatshareError | None = None
-        self._asking = asyncio.get_running_loop().create_task(self._ask(model, call, deadline_s))
+        self._asking = asyncio.get_running_loop().create_task(self._ask(model, call, tenant, deadline_s))
         self._asking.add_done_callback(self._end)
 
     async def begin(self) -> None:
@@ -105,9 +106,9 @@ class TensorParts:
             raise StopAsyncIteration
         return self._voice.end()
 
-    async def _ask(self, model: RemoteModel, call: InferCall, deadline_s: float | None) -> None:
+    async def _ask(self, model: RemoteModel, call: InferCall, tenant: Tenant, deadline_s: float | None) -> None:
         async with remote.within(deadline_s):
-            await model.stream(call, self._hear)
+            await model.stream(call, self._hear, tenant)
 
     def _hear(self, result: InferResult) -> None:
         if self._heard.qsize() >= _MOST_WAITING:

@@ -15,6 +15,7 @@ GROWTH_SHARE = 0.1  # of the budget, a second
 STALLED_PERCENT = 20.0
 """Of the time some task waited for memory, over the last ten seconds (PSI)."""
 STALL_SHARE = 0.1  # of the budget, given up a second while tasks stall
+LEAST_STALLED_SHARE = 0.5  # of the budget: stalls alone, which others may cause, take no more
 MANY_REFAULTS_PER_S = 64 * MIB // 4096
 
 
@@ -27,6 +28,8 @@ class Signs:
     stalled_percent: float = 0.0
     refaults_per_s: float = 0.0
     """File pages that were evicted and are read again: the page cache is too small for who uses it."""
+    free: int = 0
+    """Used by nobody, not even as page cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,10 @@ def allowance(signs: Signs, *, budget: int, private: int, before: int, elapsed_s
     reserve = reserve_of(signs.total)
     room = private + signs.available - reserve
     is_tight = signs.available < reserve // 2
-    if signs.stalled_percent >= STALLED_PERCENT or signs.refaults_per_s >= MANY_REFAULTS_PER_S:
-        allowed = min(room, before - int(budget * STALL_SHARE * elapsed_s))
+    stalls = signs.stalled_percent >= STALLED_PERCENT or signs.refaults_per_s >= MANY_REFAULTS_PER_S
+    if stalls and signs.free < reserve:  # with memory to spare, tasks wait for the disk: to give up models would not help them
+        slower = max(before - int(budget * STALL_SHARE * elapsed_s), min(before, int(budget * LEAST_STALLED_SHARE)))
+        allowed = min(room, slower)
         return Allowance(max(0, min(budget, allowed)), is_tight, _stall(signs))
     allowed = max(0, min(budget, room, before + int(budget * GROWTH_SHARE * elapsed_s)))
     reason = "" if allowed >= budget else f"{signs.available // MIB} MiB are available beside us, {reserve // MIB} are left to others"

@@ -1,8 +1,10 @@
 """Which worker runs a model, when another worker is worth it, and when a model is left alone for a while."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+from flatshare.core.ids import Tenant
 
 _FAILURES = 3
 _WITHIN_S = 600.0
@@ -83,6 +85,11 @@ def choose(own: WorkerLoad, others: Sequence[WorkerLoad], model: Waiting, *, mos
     clear_in_s = max(target.busy_s + _CLEAR * model.busy_s, target.busy_s / (1 - _CLEAR_SHARE)) - own.busy_s
     again_s = max(clear_in_s, _MOVE_EVERY_S - model.since_move_s)
     return Choice(Action.MOVE, target.name) if again_s < 0 else Choice(Action.WAIT, again_s=max(again_s, _SOON_S))
+
+
+def turns(tenants: Sequence[Tenant], served_s: Mapping[Tenant, float]) -> list[int]:
+    """Who of those who wait, told by their tenants, has the first turn: whose tenant has been served least, then who came first."""
+    return sorted(range(len(tenants)), key=lambda index: (served_s.get(tenants[index], 0.0), index))
 
 
 def quarantine(failures_s: Sequence[float], now_s: float, last: Quarantine | None) -> Quarantine | None:

@@ -7,6 +7,7 @@ so whatever is on the disk without a row is rubbish that an interrupted import l
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
 from flatshare.core.signature import Task
 from flatshare.core.spec import GenerationSpec, ModelManifest, PackageFile, TensorPlace, TensorSpec
 
+_PATIENCE_S = 30
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS packs (id TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tensors (
@@ -284,13 +286,26 @@ class Catalog:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
-            connection.execute("PRAGMA journal_mode = WAL")
+            connection = sqlite3.connect(self._path, timeout=_PATIENCE_S, isolation_level=None)
+            _use_log(connection)
             connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last imports, never the order of things
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA cache_size = -256")  # KiB; the page cache has the file anyway
             self._local.connection = connection
         return connection
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """A write-ahead log, so that readers wait for no writer. A new file becomes so once, for which SQLite does not wait for others."""
+    give_up_s = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.01)  # another process is doing the same: there is no event to wait for
 
 
 def layout_of(tensor: TensorSpec) -> str:

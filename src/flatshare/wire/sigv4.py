@@ -32,6 +32,7 @@ _UNSIGNED = {
     "x-amzn-trace-id",  # load balancers on the way set it
     "x-amz-security-token",  # some signers add it after signing; nothing is decided by it here
 }
+_PLAIN_PATH = re.compile(rb"(/[A-Za-z0-9_.~-]+)+/?|/")
 _MAX_SIGNED_HEADERS = 100
 _NO_CREDENTIALS = ReadOnlyCredentials("", "", None)  # the key is ours: botocore only says what it has to sign
 
@@ -127,12 +128,28 @@ def verified_body(request: Request, claim: Claim, key: bytes) -> bytes:
 
 def string_to_sign(request: Request, claim: Claim, payload: str) -> str:
     """What the signature is of; `payload` is the body's digest, or the name of how the body is signed."""
+    if not request.query and _PLAIN_PATH.fullmatch(request.raw_path) and b"/." not in request.raw_path:
+        return _plain_string_to_sign(request, claim, payload)
+    return _rewritten_string_to_sign(request, claim, payload)
+
+
+def _rewritten_string_to_sign(request: Request, claim: Claim, payload: str) -> str:
+    """Of any request: botocore says what its path and query are to look like."""
     query = "&".join(part for part in _text(request.query).split("&") if not part.startswith("X-Amz-Signature="))
     url = f"http://host{_text(request.raw_path)}?{quote(query, safe='%&=+$,/:;?@!*()~-._')}"
     signed = AWSRequest(request.method, url, headers={"X-Amz-Content-SHA256": payload})
     signed.context["timestamp"] = claim.stamp
     verifier = _Verifier(claim, request)
     return verifier.string_to_sign(signed, verifier.canonical_request(signed))
+
+
+def _plain_string_to_sign(request: Request, claim: Claim, payload: str) -> str:
+    """What botocore makes of a request whose path and query need no rewriting, in a tenth of its time: nearly all are such."""
+    names = sorted(set(claim.signed_headers))
+    lines = [f"{name}:{' '.join(_text(request.headers[name.encode('latin-1')]).split())}" for name in names]
+    canonical = "\n".join((request.method.upper(), request.raw_path.decode(), "", *lines, "", ";".join(names), payload))
+    scope = f"{claim.day}/{claim.region}/{claim.service}/aws4_request"
+    return "\n".join((ALGORITHM, claim.stamp, scope, sha256(canonical.encode()).hexdigest()))
 
 
 class _Verifier(SigV4Auth):

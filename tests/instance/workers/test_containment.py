@@ -8,7 +8,9 @@ import pytest
 
 from flatshare.core.call import InferCall
 from flatshare.core.errors import BadInput, ModelFailed, OutOfMemory, Quarantined, WorkerDied
+from flatshare.core.ids import Tenant
 from flatshare.core.tensor import Tensor
+from flatshare.instance.backends.base import RemoteModel
 from tests.contract.packages import DOUBLE
 from tests.instance.workers.conftest import Hotel, MakeHotel, call, numbers
 
@@ -180,6 +182,27 @@ async def test_a_caller_who_leaves_leaves_alone(hotel: Hotel) -> None:
     found = await asyncio.gather(*calls, return_exceptions=True)
     assert [numbers(found[n]) for n in (0, 2, 4, 5)] == [[0, 2 * n] for n in (0, 2, 4, 5)]  # type: ignore[arg-type]  # results, since those were not cancelled
     assert all(isinstance(found[n], asyncio.CancelledError) for n in (1, 3))
+
+
+async def test_a_tenant_with_many_models_does_not_hold_up_another(hotel: Hotel) -> None:
+    """One worker; each of the many has requests in line when the other's arrives."""
+    many = [await hotel.load_code(TROUBLE) for _ in range(8)]
+    other = await hotel.load_code(TROUBLE)
+    order: list[str] = []
+
+    async def ask(model: RemoteModel, name: str) -> None:
+        await model.infer(call(0), Tenant(name))
+        order.append(name)
+
+    for model in many:
+        await ask(model, "many")  # whoever was served before has had something
+    order.clear()
+    flood = [asyncio.create_task(ask(model, "many")) for model in many for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await ask(other, "other")
+    await asyncio.gather(*flood)
+    assert order.index("other") <= 3
 
 
 async def test_finalize_runs_at_an_unload_and_its_failure_is_not_the_callers(hotel: Hotel) -> None:

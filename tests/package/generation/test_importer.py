@@ -93,7 +93,9 @@ T5_WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "tokens that the tokenizer has and the weights have not": ({"vocab_size": 50}, "do not belong together"),
 }
 LLAMA_WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "stretched positions": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "type 'yarn' are not served"),
+    "positions of a kind that changes with the text": ({"rope_parameters": {"rope_type": "longrope"}}, "type 'longrope' are not served"),
+    "stretched positions that do not say how far": ({"rope_parameters": {"rope_type": "linear"}}, "'factor' is missing"),
+    "positions that are no object": ({"rope_parameters": [1]}, "rope_parameters must be an object"),
     "a sliding window": ({"sliding_window": 128}, "sliding_window 128 is not served"),
     "biases": ({"attention_bias": True}, "attention_bias True is not served"),
     "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not served"),

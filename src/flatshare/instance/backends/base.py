@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flatshare.core.call import InferCall, InferResult
+from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
 
@@ -64,11 +65,11 @@ class RemoteModel(ABC):
         """Whether it may answer a call any number of times."""
 
     @abstractmethod
-    async def infer(self, call: InferCall) -> InferResult:
-        """As `LoadedModel.run`."""
+    async def infer(self, call: InferCall, tenant: Tenant = NOBODY) -> InferResult:
+        """As `LoadedModel.run`; whose work it is decides about turns."""
 
     @abstractmethod
-    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None], tenant: Tenant = NOBODY) -> None:
         """`heard` is called with each answer as it comes; returns after the last. Raises as `infer`."""
 
     @abstractmethod

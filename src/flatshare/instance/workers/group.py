@@ -6,11 +6,13 @@ come back.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
 from flatshare.core.errors import FlatshareError, ModelFailed, WorkerDied
+from flatshare.core.ids import Tenant
 from flatshare.core.settings import WorkerSettings
 from flatshare.instance.workers import runs
 from flatshare.instance.workers.process import WorkerProcess
@@ -43,7 +45,7 @@ class Group:
         self._seats: list[Seat] = []
         self._homes: dict[Model, list[Seat]] = {}
         self._placing = asyncio.Lock()
-        self._freed = asyncio.Event()
+        self._waiting: list[tuple[Model, asyncio.Future[None]]] = []
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: dict[int, tuple[Rider, Model, Seat]] = {}
@@ -85,6 +87,7 @@ class Group:
 
     def ride(self, model: Model, rider: Rider) -> None:
         """Put the request in line, and see that somebody serves the line."""
+        model.tenant = rider.ask.tenant
         model.queue.append(rider)
         model.grew.set()
         model.used_s = asyncio.get_running_loop().time()
@@ -206,14 +209,21 @@ class Group:
             seat = await self._loaded_seat(model, chain)
             if not seat.is_busy:
                 return seat
+            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((model, place))
             with suppress(TimeoutError):
                 async with asyncio.timeout(model.look_again_s):
-                    await self._freed.wait()
+                    await place
 
     def _wake(self) -> None:
-        """Everybody who waits looks again, in the order in which they came."""
-        self._freed.set()
-        self._freed = asyncio.Event()
+        """Everybody who waits looks again: those first whose tenants have had the least of the workers, then by when they came."""
+        waiting = [(model, place) for model, place in self._waiting if not place.done()]
+        self._waiting = []
+        served_s: defaultdict[Tenant, float] = defaultdict(float)
+        for model in self._homes:
+            served_s[model.tenant] += model.work.recent_s
+        for index in policy.turns([model.tenant for model, _ in waiting], served_s):
+            waiting[index][1].set_result(None)
 
     async def _loaded_seat(self, model: Model, chain: frozenset[str]) -> Seat:
         """A worker where the model is loaded, and that does not itself wait for this request."""

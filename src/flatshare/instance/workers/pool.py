@@ -229,7 +229,9 @@ class WorkerPool:
         try:
             if caller is None or resolve is None:
                 raise BadInput("the calling model is not loaded")
-            ask = Ask(frame.tensors, tuple(fields["wanted"]), dict(fields["parameters"]), str(fields["request_id"]), caller.chain)
+            ask = Ask(
+                frame.tensors, tuple(fields["wanted"]), dict(fields["parameters"]), str(fields["request_id"]), caller.chain, caller.tenant
+            )
             answers = await resolve(str(fields["name"]), int(fields["version"]), ask)
         except FlatshareError as error:
             code = _INVALID if isinstance(error, BadInput) else _INTERNAL

@@ -9,6 +9,7 @@ from math import exp
 from pathlib import Path
 
 from flatshare.core.call import Scalar
+from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.repository import Unit
 from flatshare.pyworker.frames import NamedArray
 from flatshare.wire.triton_config import TritonConfig
@@ -43,6 +44,7 @@ class Ask:
     request_id: str = ""
     chain: frozenset[str] = frozenset()
     """Keys of the models that wait for the answer: their workers cannot run this one."""
+    tenant: Tenant = NOBODY
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class Model:
     """How long its next request at most waits before it chooses its worker again."""
     used_s: float = 0.0
     is_leaving: bool = False
+    tenant: Tenant = NOBODY
     chain: frozenset[str] = frozenset()
     """Keys of this model and of those that wait for its present run."""
 

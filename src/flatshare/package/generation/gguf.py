@@ -11,19 +11,18 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import GenerationCheckpoint, checked_template
 from flatshare.package.generation.compact import wants_compact
-from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec
+from flatshare.package.generation.gguf_tokenizer import listed, tokenizer_of
+from flatshare.package.generation.llama import llama_checkpoint, llama_shape, llama_spec, rotary_of
 from flatshare.package.tensor_source import Source
 from flatshare.package.tokenizer import canonical_tokenizer
 
 _KINDS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-_SPECIAL = {2, 3}  # token types: unknown, control
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -36,7 +35,6 @@ _LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-_SINGLE_DIGITS = {"smollm", "llama-bpe-digits"}
 
 
 def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
@@ -49,10 +47,11 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
     if fields.get("general.architecture") != "llama":
         raise UnsupportedModel(f"{path.name} holds a model of architecture {fields.get('general.architecture')!r}: only 'llama' is served")
     config = _config(fields)
+    said = Config(config, path.name)
     sources = {_hf_name(tensor.name): _source(tensor, config) for tensor in reader.tensors}
     sources.pop("", None)
-    shape = llama_shape(Config(config, path.name), is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
-    tokens = _list(fields, "tokenizer.ggml.tokens")
+    shape = llama_shape(said, is_tied="lm_head.weight" not in sources, is_compact=wants_compact(folder))
+    tokens = listed(fields, "tokenizer.ggml.tokens")
     ends = tuple(dict.fromkeys(v for name in ("eos", "eot") if type(v := fields.get(f"tokenizer.ggml.{name}_token_id")) is int))
     if not ends or not all(0 <= end < shape.vocabulary for end in ends):
         raise BadPackage(f"{path.name} names no token that ends a text")
@@ -63,9 +62,9 @@ def read_gguf(path: Path, folder: Folder) -> GenerationCheckpoint:
         if type(number := fields.get(f"tokenizer.ggml.{name}_token_id")) is int and 0 <= number < len(tokens)
     )
     spec = llama_spec(shape, ends, checked_template(template) if isinstance(template, str) else None, named)
-    content = folder.content("tokenizer.json") if folder.has("tokenizer.json") else _tokenizer(fields, tokens)
+    content = folder.content("tokenizer.json") if folder.has("tokenizer.json") else tokenizer_of(fields, tokens)
     tokenizer = canonical_tokenizer(content, vocabulary=shape.vocabulary, max_tokens=shape.positions)
-    return llama_checkpoint(shape, spec, sources, tokenizer, _notes(reader))
+    return llama_checkpoint(shape, spec, rotary_of(said, shape), sources, tokenizer, _notes(reader))
 
 
 def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,9 +81,13 @@ def _config(fields: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": "attention.key_length",
     }
     config = {name: fields[f"llama.{key}"] for name, key in names.items() if f"llama.{key}" in fields}
-    config["vocab_size"] = fields.get("llama.vocab_size", len(_list(fields, "tokenizer.ggml.tokens")))
+    config["vocab_size"] = fields.get("llama.vocab_size", len(listed(fields, "tokenizer.ggml.tokens")))
     if fields.get("llama.rope.scaling.type", "none") != "none":
-        config["rope_scaling"] = {"rope_type": fields["llama.rope.scaling.type"]}
+        names = {"rope_type": "type", "factor": "factor", "original_max_position_embeddings": "original_context_length"}
+        scaling = {name: fields[key] for name, short in names.items() if (key := f"llama.rope.scaling.{short}") in fields}
+        config["rope_scaling"] = scaling | (
+            {"attention_factor": fields[key]} if (key := "llama.rope.scaling.attn_factor") in fields else {}
+        )
     return config
 
 
@@ -117,36 +120,6 @@ def _widened(tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int | Non
         return np.ascontiguousarray(values)
     pairs = values.reshape(heads, shape[0] // heads // 2, 2, shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2).reshape(shape))
-
-
-def _tokenizer(fields: Mapping[str, Any], tokens: list[str]) -> bytes:
-    """A byte-level BPE from the file's vocabulary and merges."""
-    if fields.get("tokenizer.ggml.model") != "gpt2":
-        kind = repr(fields.get("tokenizer.ggml.model"))[:64]
-        raise UnsupportedModel(f"the tokenizer in the GGUF file is of kind {kind}: put its tokenizer.json beside it")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = [tuple(merge.split(" ", 1)) for merge in _list(fields, "tokenizer.ggml.merges")]
-    try:
-        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-    except Exception as error:  # the library raises plain Exception for whatever is wrong
-        raise BadPackage(f"the tokenizer in the GGUF file cannot be used: {error}") from error
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    has_digits = fields.get("tokenizer.ggml.pre") in _SINGLE_DIGITS
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]) if has_digits else byte_level
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    kinds = _list(fields, "tokenizer.ggml.token_type") if "tokenizer.ggml.token_type" in fields else []
-    special = [token for token, kind in zip(tokens, kinds, strict=False) if kind in _SPECIAL]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
-    return str(tokenizer.to_str()).encode()
-
-
-def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
-    value = fields.get(name)
-    if not isinstance(value, list):
-        raise BadPackage(f"the GGUF file lacks '{name}'")
-    return value
 
 
 def _notes(reader: gguf.GGUFReader) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from flatshare.package.config import Config
 from flatshare.package.folder import Folder
 from flatshare.package.generation.checkpoint import GenerationCheckpoint, chat_template_of, ends_of, template_tokens_of
 from flatshare.package.generation.compact import wants_compact
-from flatshare.package.graphs.llama import COSINES, SINES, LlamaShape, causal_decoder, rotary_tables
+from flatshare.package.generation.rotary import Rotary, read_rotary, rotary_tables
+from flatshare.package.graphs.llama import COSINES, SINES, LlamaShape, causal_decoder
 from flatshare.package.tensor_source import Source
 from flatshare.package.tokenizer import canonical_tokenizer
 from flatshare.package.tokenizer_files import tokenizer_json
@@ -28,7 +29,7 @@ def read_llama(folder: Folder, config: Config, sources: dict[str, Source]) -> Ge
         template_tokens_of(folder),
     )
     tokenizer = canonical_tokenizer(tokenizer_json(folder, "llama"), vocabulary=shape.vocabulary, max_tokens=shape.positions)
-    return llama_checkpoint(shape, spec, sources, tokenizer, ())
+    return llama_checkpoint(shape, spec, rotary_of(config, shape), sources, tokenizer, ())
 
 
 def llama_shape(config: Config, *, is_tied: bool, is_compact: bool) -> LlamaShape:
@@ -44,10 +45,10 @@ def llama_shape(config: Config, *, is_tied: bool, is_compact: bool) -> LlamaShap
         intermediate=config.size("intermediate_size"),
         positions=config.size("max_position_embeddings"),
         epsilon=config.number("rms_norm_eps", default=1e-6, below=1),
-        theta=_theta(config),
         is_tied=is_tied,
         has_bias=config.get("model_type") == "qwen2",
         is_compact=is_compact,
+        windows=_windows(config),
     )
     if shape.heads % shape.kv_heads:
         raise BadPackage(f"{shape.heads} heads cannot share {shape.kv_heads} heads of keys: config.json contradicts itself")
@@ -72,9 +73,9 @@ def llama_spec(shape: LlamaShape, ends: tuple[int, ...], template: str | None, t
 
 
 def llama_checkpoint(
-    shape: LlamaShape, spec: GenerationSpec, sources: dict[str, Source], tokenizer: bytes, notes: tuple[str, ...]
+    shape: LlamaShape, spec: GenerationSpec, rotary: Rotary, sources: dict[str, Source], tokenizer: bytes, notes: tuple[str, ...]
 ) -> GenerationCheckpoint:
-    for name, table in zip((COSINES, SINES), rotary_tables(shape), strict=True):
+    for name, table in zip((COSINES, SINES), rotary_tables(rotary, shape.positions), strict=True):
         sources[name] = Source(table.shape, "F32", _Given(table))
     return GenerationCheckpoint("llama", causal_decoder(shape), spec, sources, tokenizer, _workspace_bytes(shape), notes)
 
@@ -91,21 +92,34 @@ class _Given:
 
 def _refuse_variants(config: Config) -> None:
     """What would change the graph."""
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    for name in ("attention_bias", "mlp_bias"):
         config.refuse(name, lambda value: value in {False, None}, "false", default=False)
-    if config.get("use_sliding_window") is not False:
+    if config.get("model_type") not in {"mistral", "qwen2"}:
         config.refuse("sliding_window", lambda value: value is None, "null", default=None)
     config.refuse("hidden_act", lambda value: value == "silu", "'silu'", default="silu")
 
 
-def _theta(config: Config) -> float:
-    """transformers 5 writes rope_parameters, older versions rope_theta and rope_scaling."""
-    rope = config.get("rope_parameters", "rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise UnsupportedModel(f"rotary positions of type {repr(kind)[:64]} are not served: only 'default' are")
-    given = Config(rope, "rope_parameters in config.json") if "rope_theta" in rope else config
-    return given.number("rope_theta", default=10_000.0, below=1e9)
+def rotary_of(config: Config, shape: LlamaShape) -> Rotary:
+    return read_rotary(config, head_size=shape.head_size, positions=shape.positions)
+
+
+def _windows(config: Config) -> tuple[int | None, ...]:
+    """Mistral's is of all layers; Qwen2's has a switch, and begins at a layer, unless the layers say it one by one."""
+    layers, kinds = config.layers("num_hidden_layers"), config.get("layer_types")
+    is_qwen = config.get("model_type") == "qwen2"
+    if config.get("sliding_window") is None or (is_qwen and not config.flag("use_sliding_window", default=False)):
+        return ()
+    window = config.size("sliding_window")
+    if window >= config.size("max_position_embeddings"):
+        return ()
+    if not is_qwen:
+        return (window,) * layers
+    if kinds is None:
+        begin = config.size("max_window_layers", default=28, least=0)
+        kinds = ["sliding_attention" if layer >= begin else "full_attention" for layer in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(kind in {"sliding_attention", "full_attention"} for kind in kinds):
+        raise BadPackage(f"config.json: layer_types must name each of {layers} layers 'sliding_attention' or 'full_attention'")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _workspace_bytes(shape: LlamaShape) -> int:

@@ -1,4 +1,4 @@
-"""Llama-shaped causal models as one generated graph, for prompts and for steps (Touvron et al., 2023).
+"""Llama-shaped causal models as a generated graph, for prompts and for steps (Touvron et al., 2023).
 
 A prompt is one row of any length, behind what the cache has already; a step is one token for each of many rows.
 """
@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from flatshare.package.graphs.builder import CONTRIB
-from flatshare.package.graphs.steps import GenerationGraphs, StepBuilder, pack
+from flatshare.package.graphs.steps import GenerationGraphs, Graphs, StepBuilder, pack
 
 COSINES, SINES = "rotary.cosines", "rotary.sines"
 
@@ -29,16 +28,23 @@ class LlamaShape:
     intermediate: int
     positions: int
     epsilon: float
-    theta: float
     is_tied: bool
     has_bias: bool
     is_compact: bool = False
+    windows: tuple[int | None, ...] = ()
+    """Of each layer, how many tokens back it sees, itself included; None, or nothing given: all."""
 
 
 @lru_cache(maxsize=8)
 def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     """input_ids int64 [rows, tokens] and a cache → logits of each row's last token."""
-    g = StepBuilder(is_compact=shape.is_compact, is_narrow=True)
+    single, several = _graph(shape, is_narrow=False), _graph(shape, is_narrow=True)
+    narrow = several.build("llama")
+    return GenerationGraphs(pack(Graphs(narrow, single.build("llama"), narrow)), tuple(single.weights.values()))
+
+
+def _graph(shape: LlamaShape, *, is_narrow: bool) -> StepBuilder:
+    g = StepBuilder(is_compact=shape.is_compact, is_narrow=is_narrow)
     g.input("input_ids", TensorProto.INT64, ["rows", "tokens"])
     g.input("last_positions", TensorProto.INT32, ["rows"])
     g.input("longest", TensorProto.INT32, [1])
@@ -52,14 +58,7 @@ def causal_decoder(shape: LlamaShape) -> GenerationGraphs:
     last = g.node("Gather", [last, g.constant("minus_one", np.array(-1, np.int64))], "last", axis=1)
     g.project(last, "model.embed_tokens" if shape.is_tied else "lm_head", shape.hidden, shape.vocabulary, "logits", is_fine=True)
     g.output("logits", ["rows", shape.vocabulary])
-    return GenerationGraphs(pack(g.build("llama"), b""), tuple(g.weights.values()))
-
-
-def rotary_tables(shape: LlamaShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Cosines and sines [positions, head_size / 2], computed in float32 as transformers does."""
-    frequencies = 1.0 / (np.float32(shape.theta) ** (np.arange(0, shape.head_size, 2, dtype=np.float32) / np.float32(shape.head_size)))
-    angles = np.arange(shape.positions, dtype=np.float32)[:, None] * frequencies.astype(np.float32)[None, :]
-    return np.cos(angles), np.sin(angles)
+    return g
 
 
 def _layer(g: StepBuilder, shape: LlamaShape, layer: int, x: str, normed: str) -> tuple[str, str]:
@@ -93,5 +92,8 @@ def _attend(g: StepBuilder, shape: LlamaShape, layer: int, qkv: list[str]) -> st
     tables = [g.weight(table, shape.positions, shape.head_size // 2) for table in (COSINES, SINES)]
     inputs = [*qkv, *past, "last_positions", "longest", *tables]
     sizes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    window = shape.windows[layer] if shape.windows else None
+    if window is not None:
+        sizes["local_window_size"] = window
     unused = tuple(present)
     return g.node("GroupQueryAttention", inputs, f"attended.{layer}", domain=CONTRIB, unused=unused, do_rotary=1, **sizes)

@@ -1,4 +1,4 @@
-"""What the graphs of generating models have in common: two graphs in one blob, and inputs and outputs for a key/value cache.
+"""What the graphs of generating models have in common: three graphs in one blob, and inputs and outputs for a key/value cache.
 
 A cache's tensors are inputs and outputs at the same address: GroupQueryAttention then appends in place, each row at its own length.
 So rows of a batch need no equal length, nothing is padded, and nothing is copied from step to step.
@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 from flatshare.package.graphs.builder import CONTRIB, IR_VERSION, OPSET, GraphBuilder, WeightInput
 
 _LENGTH_BYTES = 8
+_THREE = b"3 graphs"  # no length: older blobs begin with one, and hold two graphs
 Dims = list[str | int]
 INT8, SCALE, REST = ".int8", ".scale", ".rest"
 """Endings of the names under which a compact graph asks for a matrix [inputs, outputs] and its scales; REST for what rounding left."""
@@ -19,21 +20,44 @@ INT8, SCALE, REST = ".int8", ".scale", ".rest"
 
 @dataclass(frozen=True, slots=True)
 class GenerationGraphs:
-    """`prefill` reads a prompt, `step` adds one token to each row of a batch; they may be the same graph."""
+    """See `Graphs`; in one blob, since a model has one graph in the store."""
 
     blob: bytes
     weights: tuple[WeightInput, ...]
 
 
-def pack(prefill: bytes, step: bytes) -> bytes:
-    """Both in one blob, since a model has one graph in the store."""
-    return len(prefill).to_bytes(_LENGTH_BYTES, "little") + prefill + step
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """`prefill` reads prompts, `single` adds a token to one row, `several` one to each of many rows. Some may be the same."""
+
+    prefill: bytes
+    single: bytes
+    several: bytes
 
 
-def unpack(blob: bytes) -> tuple[bytes, bytes]:
-    """The prefill graph and the step graph; the second is empty if the first does both."""
-    end = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "little")
-    return blob[_LENGTH_BYTES:end], blob[end:]
+def pack(graphs: Graphs) -> bytes:
+    """In one blob; what is the same is there once."""
+    parts = (
+        graphs.prefill,
+        b"" if graphs.single == graphs.several else graphs.single,
+        b"" if graphs.several == graphs.prefill else graphs.several,
+    )
+    return _THREE + b"".join(len(part).to_bytes(_LENGTH_BYTES, "little") + part for part in parts)
+
+
+def unpack(blob: bytes) -> Graphs:
+    begin, parts = len(_THREE), []
+    if not blob.startswith(_THREE):
+        end = _LENGTH_BYTES + int.from_bytes(blob[:_LENGTH_BYTES], "little")
+        step = blob[end:] or blob[_LENGTH_BYTES:end]
+        return Graphs(blob[_LENGTH_BYTES:end], step, step)
+    for _ in range(3):
+        end = begin + _LENGTH_BYTES + int.from_bytes(blob[begin : begin + _LENGTH_BYTES], "little")
+        parts.append(blob[begin + _LENGTH_BYTES : end])
+        begin = end
+    prefill, single, several = parts
+    several = several or prefill
+    return Graphs(prefill, single or several, several)
 
 
 class StepBuilder(GraphBuilder):

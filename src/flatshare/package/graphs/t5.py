@@ -1,7 +1,7 @@
-"""The T5 family as two generated graphs (Raffel et al., 2020; v1.1 with gated layers).
+"""The T5 family as generated graphs (Raffel et al., 2020; v1.1 with gated layers).
 
     prefill   encoder over some texts, and the decoder over the tokens that each answer must begin with
-    step      one more token for each row of a batch
+    step      one more token for each row of a batch; once for one row, once for several (docs/decisions/0063-narrow-products.md)
 
 Attention is not scaled, positions are a bias by distance. A row's text is encoded once: its keys and values wait in a cache that
 the step reads in place. GroupQueryAttention always appends a token, so the text's last token is kept apart and appended anew,
@@ -17,7 +17,7 @@ import numpy as np
 from onnx import TensorProto
 
 from flatshare.package.graphs.builder import CONTRIB
-from flatshare.package.graphs.steps import GenerationGraphs, StepBuilder, pack
+from flatshare.package.graphs.steps import GenerationGraphs, Graphs, StepBuilder, pack
 
 ACTIVATIONS = {"gelu_new": "FastGelu", "gelu_pytorch_tanh": "FastGelu", "gelu": "Gelu", "relu": "Relu"}
 _FLOAT, _INT32, _INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
@@ -52,10 +52,12 @@ class T5Shape:
 
 @lru_cache(maxsize=8)
 def encoder_decoder(shape: T5Shape) -> GenerationGraphs:
-    """Both graphs, and the weights of both."""
-    prefill, step = _prefill(shape), _step(shape)
-    weights = prefill.weights | step.weights
-    return GenerationGraphs(pack(prefill.build("t5-prefill"), step.build("t5-step")), tuple(weights.values()))
+    """The graphs, and the weights of all."""
+    prefill, single = _prefill(shape), _step(shape, is_narrow=False)
+    several = _step(shape, is_narrow=True)
+    weights = prefill.weights | single.weights
+    graphs = Graphs(prefill.build("t5-prefill"), single.build("t5-step"), several.build("t5-step"))
+    return GenerationGraphs(pack(graphs), tuple(weights.values()))
 
 
 def _prefill(shape: T5Shape) -> StepBuilder:
@@ -93,8 +95,8 @@ def _first_tokens(g: "_Layers", shape: T5Shape, text: str) -> None:
     g.logits(normed)
 
 
-def _step(shape: T5Shape) -> StepBuilder:
-    g = _Layers(shape, is_narrow=True)
+def _step(shape: T5Shape, *, is_narrow: bool) -> StepBuilder:
+    g = _Layers(shape, is_narrow=is_narrow)
     g.input("input_ids", _INT64, ["rows", 1])
     g.input("last_positions", _INT32, ["rows"])
     g.input("longest", _INT32, [1])
@@ -173,8 +175,7 @@ class _Layers(StepBuilder):
     def encoder_attention(self, name: str, x: str, bias: str) -> str:
         """Each text's tokens to each other."""
         inputs = [*self.projected(name, x, "qkv", "encoder"), "", "text_mask", bias]
-        settings = {"num_heads": self._shape.heads, "scale": 1.0}
-        attended = self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, **settings)
+        attended = self.node("MultiHeadAttention", inputs, f"{name}.attended", domain=CONTRIB, num_heads=self._shape.heads, scale=1.0)
         padded = self.node("Reshape", [attended, "flat_inner"], f"{name}.attended.padded")
         return self.joined(name, self.node("Gather", [padded, "gathered"], f"{name}.attended.texts"))
 

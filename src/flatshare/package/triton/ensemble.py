@@ -27,6 +27,7 @@ def check_ensemble(config: TritonConfig, models: Mapping[str, TritonConfig]) -> 
         model = models.get(step.model)
         if model is None:
             raise BadPackage(f"{place}: no such model in the artifact; it holds {', '.join(sorted(models))}")
+        _check_rows(place, config, model)
         _check_maps(place, step.inputs, step.outputs, model)
         for name, tensor in step.outputs.items():
             if tensor in made:
@@ -35,6 +36,12 @@ def check_ensemble(config: TritonConfig, models: Mapping[str, TritonConfig]) -> 
     _check_uses(config, models, made)
     _check_order(config)
     _check_recursion(config.name, models)
+
+
+def _check_rows(place: str, config: TritonConfig, model: TritonConfig) -> None:
+    """A model that states no inputs completes its config by its own code."""
+    if model.inputs and model.max_batch_size < config.max_batch_size:
+        raise BadPackage(f"{place}: the ensemble takes {config.max_batch_size} rows at once, the model {model.max_batch_size}")
 
 
 def _check_maps(place: str, inputs: Mapping[str, str], outputs: Mapping[str, str], model: TritonConfig) -> None:

@@ -12,7 +12,7 @@ from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.generate.vocabulary import Vocabulary, split_typed
 from flatshare.instance.backends.generate.writing import rest_of
 from tests.instance.backends.generate.conftest import Load, ask, texts_of
-from tests.writers import END, beams, byte_tokenizer, greedy, llama, qwen, t5, word_tokenizer
+from tests.writers import END, beams, byte_tokenizer, greedy, llama, mistral, qwen, stretched, t5, word_tokenizer
 
 PROMPTS = (
     "the order",
@@ -27,6 +27,14 @@ MODELS: dict[str, Callable[..., Any]] = {
     "Llama": llama,
     "Llama, tied": lambda seed: llama(seed, is_tied=True),
     "Qwen2": qwen,
+    "Mistral with a window": lambda seed: mistral(seed, window=9),
+    "Qwen2 with a window in its second layer": lambda seed: qwen(seed, use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    "linear positions": lambda seed: stretched(seed, rope_type="linear", factor=4.0),
+    "dynamic positions": lambda seed: stretched(seed, rope_type="dynamic", factor=2.0),
+    "Llama 3's positions": lambda seed: stretched(
+        seed, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+    ),
+    "yarn": lambda seed: stretched(seed, rope_type="yarn", factor=4.0, original_max_position_embeddings=128),
 }
 
 

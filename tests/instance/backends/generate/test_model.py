@@ -1,7 +1,9 @@
 """Calls to a model that writes: what they may ask, what they are refused, and what they leave behind."""
 
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +14,12 @@ from hypothesis import strategies as st
 from flatshare.core.call import InferCall
 from flatshare.core.errors import Abandoned, BadInput, Overloaded
 from flatshare.core.generation import Finish, Generated, Piece
+from flatshare.core.ids import ModelKey
 from flatshare.core.tensor import text_tensor
 from flatshare.instance.backends.base import StopSign
 from flatshare.instance.backends.generate.engine import GenerateBackend
 from flatshare.instance.backends.generate.model import GeneratingModel
+from flatshare.instance.board import Board
 from tests.instance.backends.generate.conftest import Load, ask, texts_of
 from tests.writers import TEMPLATE, byte_tokenizer, greedy, llama, t5
 
@@ -272,6 +276,75 @@ def test_what_fails_in_the_engine_is_told_to_each_and_the_next_is_served(model: 
         wait(ear.is_over)
     assert isinstance(ear.error, ZeroDivisionError)
     assert texts_of(ask(model, "the", max_tokens=5))
+
+
+class Chain(Ear):
+    """Asks again as soon as it is answered, on the stepper's thread: there is no moment without a call."""
+
+    def __init__(self, model: GeneratingModel, tasks: Any, times: int, other: Ear) -> None:
+        super().__init__()
+        self._model, self._tasks, self._left, self._other = model, tasks, times, other
+        self.others_pieces: list[int] = []
+
+    def generated(self, generated: Generated) -> None:
+        self.others_pieces.append(len(self._other.pieces))
+        self._left -= 1
+        if self._left:
+            self._model.start(self._tasks, self)
+        else:
+            super().generated(generated)
+
+
+def test_eight_long_texts_of_one_tenant_and_short_ones_of_another_both_go_on(load: Load, backend: GenerateBackend) -> None:
+    """Counted in steps: while twenty short texts are written one after the other, the long ones neither end nor stand still."""
+    one, other = load(llama(1)), load(llama(2))
+    long = Ear()
+    job = one.start(prepared(one, n=8, temperature=1.0, seed=1, **FOR_EVER), long)
+    wait(long.has_begun)
+    short = Chain(other, prepared(other, max_tokens=6, min_tokens=6), 20, long)
+    other.start(short._tasks, short)
+    wait(short.is_over)
+    assert not long.is_over.is_set(), "the short ones were kept waiting for the long ones' end"
+    first, last = short.others_pieces[0], short.others_pieces[-1]
+    assert last - first >= 8, "the long ones stood still while short ones were written"
+    one.cancel(job)
+    wait(long.is_over)
+
+
+def test_whose_turn_it_is_stands_on_the_board(model: GeneratingModel, tmp_path: Path) -> None:
+    """So that the next instance knows whom to suspect, should this one die."""
+    path = tmp_path / "name.1.board"
+    board = Board(path)
+    model.mark_turns(lambda: board.marked(ModelKey("the-model")))
+    found: list[bytes] = []
+
+    class Looking(Ear):
+        def piece(self, piece: Piece) -> None:
+            found.append(path.read_bytes())
+
+    ear = Looking()
+    model.start(prepared(model, max_tokens=12), ear)
+    wait(ear.is_over)
+    assert found
+    assert all(b"the-model" in content for content in found)
+    ask(model, "the", max_tokens=1)  # passes through the stepper behind the last turn
+    until = time.monotonic() + 30
+    while b"the-model" in path.read_bytes() and time.monotonic() < until:
+        threading.Event().wait(0.01)
+    assert b"the-model" not in path.read_bytes()
+    board.close()
+
+
+def test_the_session_that_was_asked_for_last_is_kept(load: Load, backend: GenerateBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all models: room for two sessions, a third makes the longest unused give way."""
+    one, other = load(llama(2)), load(llama(3))
+    text = "the order to pay you " * 10
+    for model, session in ((one, "a"), (other, "b")):
+        ask(model, text, max_tokens=2, session=session)
+    room = backend.stepper.memory.session_bytes
+    monkeypatch.setattr(backend.stepper.memory, "limit_bytes", room + room // 4)
+    assert ask(one, text, max_tokens=2, session="a").parameters["reused_tokens"] != (0,)
+    assert ask(other, text, max_tokens=2, session="b").parameters["reused_tokens"] == (0,), "it was the longest unused"
 
 
 def test_two_models_share_the_steps_of_the_engine(load: Load) -> None:

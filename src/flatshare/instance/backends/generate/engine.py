@@ -17,7 +17,7 @@ from flatshare.core.spec import GenerationSpec, StoredModel
 from flatshare.instance.backends.base import Footprint
 from flatshare.instance.backends.generate.llama import LlamaNetwork
 from flatshare.instance.backends.generate.model import GeneratingModel
-from flatshare.instance.backends.generate.network import Network
+from flatshare.instance.backends.generate.network import Network, Steps
 from flatshare.instance.backends.generate.session import GraphSession, Weights
 from flatshare.instance.backends.generate.stepper import Stepper
 from flatshare.instance.backends.generate.t5 import T5Network
@@ -28,7 +28,7 @@ from flatshare.store.mapping import MapPool
 
 _OWN_BASE_BYTES = 100_000  # of one model's Python and C++ objects: measured, see docs/benchmarks.md
 _OWN_BYTES_PER_TENSOR = 2_500
-_SESSION_BYTES = 5_000_000
+_SESSION_BYTES = 7_500_000
 _VOCABULARY_BYTES = 16_000_000
 
 
@@ -36,9 +36,12 @@ class _Sessions:
     """An architecture's graphs."""
 
     def __init__(self, blob: bytes, names: list[str], threads: int) -> None:
-        prefill, step = steps.unpack(blob)
-        self.prefill = GraphSession(prefill, names, threads=threads)
-        self.step = GraphSession(step, names, threads=threads) if step else self.prefill
+        graphs = steps.unpack(blob)
+        made: dict[bytes, GraphSession] = {}
+        for graph in (graphs.prefill, graphs.single, graphs.several):
+            if graph not in made:
+                made[graph] = GraphSession(graph, names, threads=threads)
+        self.prefill, self.single, self.several = made[graphs.prefill], made[graphs.single], made[graphs.several]
 
 
 class GenerateBackend:
@@ -117,5 +120,5 @@ class GenerateBackend:
 
 def _network(family: str, spec: GenerationSpec, sessions: _Sessions, weights: Weights) -> Network:
     if family == "t5":
-        return T5Network(spec, sessions.prefill, sessions.step, weights)
-    return LlamaNetwork(spec, sessions.step, weights)
+        return T5Network(spec, sessions.prefill, Steps.bound(sessions.single, sessions.several, weights), weights)
+    return LlamaNetwork(spec, sessions.prefill, Steps.bound(sessions.single, sessions.several, weights), weights)

@@ -67,23 +67,28 @@ class Lane:
             self._step()
 
     def _drop_ended(self) -> None:
-        """Whoever has left, or whose time is over, gives up its rows."""
+        """Whoever has left, or whose time is over, gives up its rows: first that, then it is told, so who hears it finds them free."""
         now_s = time.monotonic()
-        for job in {*(job for job, _ in self._waiting), *(text.job for text in self._held())}:
-            if job.is_cancelled:
-                job.fail(Abandoned("the caller has left"))
-            elif job.is_late(now_s):
+        jobs = {*(job for job, _ in self._waiting), *(text.job for text in self._held())}
+        left = [job for job in jobs if job.is_cancelled and not job.is_over]
+        for job in left:
+            job.is_over = True
+        for job in jobs:
+            if not job.is_over and job.is_late(now_s):
                 self._cut(job)
         self._forget_over()
+        for job in left:
+            job.listener.failed(Abandoned("the caller has left"))
 
     def fail(self, error: Exception) -> None:
         """The engine failed: so does everything that it was doing, each rider with an answer of its own."""
-        for job in {*(job for job, _ in self._waiting), *(text.job for text in self._held())}:
-            job.fail(error)
+        jobs = {*(job for job, _ in self._waiting), *(text.job for text in self._held())}
         for text in self._held():
             self._memory.give_back(text.reserved_bytes)
         self._waiting.clear()
         self._texts, self._reading = [], []  # the lane is empty now, so that the network rests and its rows go as a whole
+        for job in jobs:
+            job.fail(error)
 
     # Beginning.
 

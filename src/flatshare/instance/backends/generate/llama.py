@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatshare.core.spec import GenerationSpec
-from flatshare.instance.backends.generate.network import Logits, Network, Prompt
+from flatshare.instance.backends.generate.network import Logits, Network, Prompt, Steps
 from flatshare.instance.backends.generate.rows import Snapshot
 from flatshare.instance.backends.generate.session import GraphSession, Weights
 
@@ -16,9 +16,9 @@ TOKENS_PER_PART = 128
 
 
 class LlamaNetwork(Network):
-    def __init__(self, spec: GenerationSpec, graph: GraphSession, weights: Weights) -> None:
-        super().__init__(spec, graph.bind(weights))
-        self._prefill = graph.bind(weights)
+    def __init__(self, spec: GenerationSpec, prefill: GraphSession, steps: Steps, weights: Weights) -> None:
+        super().__init__(spec, steps)
+        self._prefill = prefill.bind(weights)
         self._names = tuple(f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value"))
         self._unread: dict[int, list[int]] = {}
 

@@ -37,7 +37,10 @@ class CacheMemory:
         self.row_bytes -= size_bytes
 
     def recall(self, key: SessionKey) -> Snapshot | None:
-        return self._sessions.get(key)
+        known = self._sessions.get(key)
+        if known is not None:
+            self._sessions.move_to_end(key)
+        return known
 
     def remember(self, key: SessionKey, snapshot: Snapshot) -> None:
         self._drop(key)

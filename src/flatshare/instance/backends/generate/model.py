@@ -1,6 +1,7 @@
 """A generating model that is loaded: calls in, jobs for the stepper out."""
 
 import threading
+from contextlib import nullcontext
 from functools import lru_cache
 
 from flatshare.core.call import InferCall, InferResult
@@ -12,7 +13,7 @@ from flatshare.instance.backends.base import StopSign
 from flatshare.instance.backends.generate import prompts, writing
 from flatshare.instance.backends.generate.job import Job, Listener
 from flatshare.instance.backends.generate.network import Network
-from flatshare.instance.backends.generate.stepper import Stepper
+from flatshare.instance.backends.generate.stepper import Mark, Stepper
 from flatshare.instance.backends.generate.vocabulary import Vocabulary
 from flatshare.wire import generation
 
@@ -29,10 +30,15 @@ class GeneratingModel:
         self._vocabulary = vocabulary
         self._stepper = stepper
         self._kept = kept
+        self._mark: Mark = nullcontext
 
     @property
     def signature(self) -> Signature:
         return _signature()
+
+    def mark_turns(self, mark: Mark) -> None:
+        """From now on, each of its turns on the stepper's thread happens within `mark()`. Before the first call only."""
+        self._mark = mark
 
     def prepare(self, call: InferCall) -> tuple[writing.Task, ...]:
         """Check and tokenise: work for a worker thread. Raises BadInput."""
@@ -49,7 +55,7 @@ class GeneratingModel:
     def start(self, tasks: tuple[writing.Task, ...], listener: Listener) -> Job:
         """Let it be written; returns at once. Raises Overloaded."""
         job = Job(tasks, tasks[0].decoding.session, listener)
-        self._stepper.submit(self._number, self._network, job)
+        self._stepper.submit(self._number, self._network, job, self._mark)
         return job
 
     def cancel(self, job: Job) -> None:

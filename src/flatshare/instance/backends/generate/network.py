@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flatshare.core.spec import GenerationSpec
 from flatshare.instance.backends.generate.rows import CacheRows, Snapshot
-from flatshare.instance.backends.generate.session import Binding
+from flatshare.instance.backends.generate.session import Binding, GraphSession, Weights
 
 MAX_ROWS = 16
 _CAPACITY_STEP = 64
@@ -30,15 +31,29 @@ class Prompt:
         return len(self.text) + len(self.first)
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The graphs that append a token: to one row, and to several."""
+
+    single: Binding
+    several: Binding
+
+    @classmethod
+    def bound(cls, single: GraphSession, several: GraphSession, weights: Weights) -> Self:
+        bound = single.bind(weights)
+        return cls(bound, bound if several is single else several.bind(weights))
+
+
 class Network(ABC):
     """One model with a batch of rows. Used by the stepper's thread only.
 
     Rows 0 to n-1 are stepped together; the stepper keeps them dense by moving the last into a hole.
     """
 
-    def __init__(self, spec: GenerationSpec, step: Binding) -> None:
+    def __init__(self, spec: GenerationSpec, steps: Steps) -> None:
         self._spec = spec
-        self._step = step
+        self._steps = steps
+        self._step = steps.single
         self._rows: CacheRows | None = None
         self._bound = 0
         self._lengths = np.zeros(MAX_ROWS, np.int32)
@@ -88,6 +103,7 @@ class Network(ABC):
         """Append one token to each of the first rows; the scores of what follows, [rows, vocabulary]."""
         count = len(tokens)
         if count != self._bound:
+            self._step = self._steps.single if count == 1 else self._steps.several
             self._bind_rows(count)
             self._bound = count
         logits = np.empty((count, self._spec.vocabulary), np.float32)
@@ -104,6 +120,7 @@ class Network(ABC):
 
     def rest(self) -> None:
         """No text is being written: nothing is kept but the weights."""
-        self._step.forget()
+        self._steps.single.forget()
+        self._steps.several.forget()
         self._bound = 0
         self._rows = None

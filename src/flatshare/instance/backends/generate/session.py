@@ -18,7 +18,7 @@ class GraphSession:
     def __init__(self, graph: bytes, weight_names: Sequence[str], *, threads: int) -> None:
         options = session_options()
         options.intra_op_num_threads = threads  # one step runs at a time, so it may have all cores
-        # The graphs are written as they shall run. The library would turn narrow products round again (docs/decisions/0063-narrow-products.md).
+        # The graphs are written as they shall run: the library would turn narrow products round again (decision 0063).
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         self.inputs = frozenset(value.name for value in self._session.get_inputs())

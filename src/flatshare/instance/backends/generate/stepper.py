@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from flatshare.core.errors import Overloaded
@@ -19,6 +20,8 @@ from flatshare.policy import turns
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("generate")
+Mark = Callable[[], AbstractContextManager[None]]
+"""Around a model's turn: whoever finds the process dead knows whose it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +45,18 @@ class Stepper:
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._lanes: dict[int, Lane] = {}
         self._networks: dict[int, Network] = {}
+        self._marks: dict[int, Mark] = {}
         self._used_s: dict[int, float] = {}
         self._jobs: set[Job] = set()
         self._steps = self._rows_stepped = 0
         self._thread = threading.Thread(target=self._work, name="stepper", daemon=True)
         self._thread.start()
 
-    def submit(self, model: int, network: Network, job: Job) -> None:
+    def submit(self, model: int, network: Network, job: Job, mark: Mark = nullcontext) -> None:
         """Write what the job asks for. Raises Overloaded."""
         if not self._places.acquire(blocking=False):
             raise Overloaded("too many texts are being written on this instance, or wait: call again later, or add instances")
-        self._inbox.put(lambda: self._take(model, network, job))
+        self._inbox.put(lambda: self._take(model, network, job, mark))
 
     def wake(self) -> None:
         """Something was cancelled: look at it now, not at the end of a wait."""
@@ -99,17 +103,18 @@ class Stepper:
             del message  # it holds a model
         return True
 
-    def _take(self, model: int, network: Network, job: Job) -> None:
+    def _take(self, model: int, network: Network, job: Job, mark: Mark) -> None:
         self._jobs.add(job)
         if model not in self._lanes:
             self._used_s[model] = turns.first_use_s(self._used_s)
             self._lanes[model] = Lane(model, network, self.memory)
-            self._networks[model] = network
+            self._networks[model], self._marks[model] = network, mark
         self._lanes[model].add(job)
 
     def _turn(self, model: int) -> None:
         began_s = time.perf_counter()
-        self._guarded(model, Lane.turn)
+        with self._marks[model]():
+            self._guarded(model, Lane.turn)
         self._used_s[model] += time.perf_counter() - began_s
 
     def _guarded(self, model: int, act: Callable[[Lane], None]) -> None:
@@ -130,7 +135,7 @@ class Stepper:
             lane = self._lanes.pop(model)
             self._steps += lane.steps
             self._rows_stepped += lane.rows_stepped
-            del self._used_s[model]
+            del self._used_s[model], self._marks[model]
             self._networks.pop(model).rest()
 
 

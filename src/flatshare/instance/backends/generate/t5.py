@@ -9,7 +9,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from flatshare.core.spec import GenerationSpec
-from flatshare.instance.backends.generate.network import MAX_ROWS, Logits, Network, Prompt
+from flatshare.instance.backends.generate.network import MAX_ROWS, Logits, Network, Prompt, Steps
 from flatshare.instance.backends.generate.rows import Snapshot
 from flatshare.instance.backends.generate.session import GraphSession, Weights
 
@@ -19,8 +19,8 @@ _MAX_FIRST_BY_STEP = 8  # so many tokens more than a session has are cheaper one
 
 
 class T5Network(Network):
-    def __init__(self, spec: GenerationSpec, prefill: GraphSession, step: GraphSession, weights: Weights) -> None:
-        super().__init__(spec, step.bind(weights))
+    def __init__(self, spec: GenerationSpec, prefill: GraphSession, steps: Steps, weights: Weights) -> None:
+        super().__init__(spec, steps)
         self._prefill = prefill.bind(weights)
         self._reads_several = "spread" in prefill.inputs  # graphs from before texts were read together stay in stores
         parts = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
@@ -84,8 +84,8 @@ class T5Network(Network):
         """The texts, and what each answer begins with, in one run."""
         spec, prompts = self._spec, [self._unread[row] for row in rows]
         first, longest = len(prompts[0].first), max(len(prompt.text) for prompt in prompts)
-        shapes = {name: (len(rows), spec.kv_heads, first if name in self._own_names else longest, spec.head_size) for name in self.rows.tensors}
-        outputs = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+        tokens = dict.fromkeys(self._own_names, first) | dict.fromkeys(self._text_names, longest)
+        outputs = {name: np.empty((len(rows), spec.kv_heads, count, spec.head_size), np.float32) for name, count in tokens.items()}
         logits = np.empty((len(rows), spec.vocabulary), np.float32)
         self._bind_texts([prompt.text for prompt in prompts], longest)
         self._prefill.input("decoder_ids", np.array([prompt.first for prompt in prompts], np.int64))
@@ -121,6 +121,7 @@ class T5Network(Network):
 
     def _step_alone(self, row: int, token: int) -> Logits:
         """One token of one row; the other rows of the batch do not move."""
+        self._step = self._steps.single
         for name in (*self._own_names, *self._text_names):
             self._step.cache(name, self.rows.tensors[name][row : row + 1])
         for name in self._text_names:

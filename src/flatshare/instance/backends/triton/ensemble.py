@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from flatshare.core.errors import FlatshareError, ModelFailed
 from flatshare.instance.workers.records import Answer, Ask
@@ -43,7 +44,7 @@ async def _run_step(
         found = await asyncio.shield(futures[tensor])
         if found is not None:
             inputs.append(NamedArray(name, found.datatype, found.data))
-    answers = await resolve(step.model, step.version, Ask(tuple(inputs), tuple(step.outputs), ask.parameters, ask.request_id, ask.chain))
+    answers = await resolve(step.model, step.version, replace(ask, inputs=tuple(inputs), wanted=tuple(step.outputs)))
     if len(answers) != 1:
         raise ModelFailed(f"ensemble '{config.name}': step '{step.model}' answered {len(answers)} times, and not once")
     made = {tensor.name: tensor for tensor in answers[0].outputs}

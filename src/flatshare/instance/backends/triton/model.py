@@ -7,6 +7,7 @@ from typing import Protocol
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import BadInput, ModelFailed
+from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.repository import Repository, Unit
 from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
@@ -112,11 +113,11 @@ class TritonModel(RemoteModel):
         self.signature.require_version(version)
         return self._signatures[version]
 
-    async def infer(self, call: InferCall) -> InferResult:
+    async def infer(self, call: InferCall, tenant: Tenant = NOBODY) -> InferResult:
         """Raises BadInput, ModelFailed, WorkerDied, Quarantined, Overloaded."""
         unit = self._unit(call.version)
         entry = self._steps[unit.model, unit.version]
-        answers = await entry.infer(_ask(call, entry.config))
+        answers = await entry.infer(_ask(call, entry.config, tenant))
         if len(answers) != 1:
             raise ModelFailed(
                 f"model '{entry.config.name}' is decoupled and answered {len(answers)} times: this call takes exactly one answer; "
@@ -124,10 +125,10 @@ class TritonModel(RemoteModel):
             )
         return _result(answers[0], unit)
 
-    async def stream(self, call: InferCall, heard: Callable[[InferResult], None]) -> None:
+    async def stream(self, call: InferCall, heard: Callable[[InferResult], None], tenant: Tenant = NOBODY) -> None:
         unit = self._unit(call.version)
         entry = self._steps[unit.model, unit.version]
-        await entry.stream(_ask(call, entry.config), lambda answer: heard(_result(answer, unit)))
+        await entry.stream(_ask(call, entry.config, tenant), lambda answer: heard(_result(answer, unit)))
 
     def is_decoupled(self, version: str) -> bool:
         unit = self._unit(version)
@@ -154,11 +155,11 @@ class TritonModel(RemoteModel):
         return unit
 
 
-def _ask(call: InferCall, config: TritonConfig) -> Ask:
+def _ask(call: InferCall, config: TritonConfig, tenant: Tenant) -> Ask:
     """Raises BadInput."""
     shapes.check(call.inputs, config)
     inputs = tuple(NamedArray(tensor.name, tensor.datatype, tensor.data) for tensor in call.inputs.values())
-    return Ask(inputs, call.wanted, call.parameters, call.id or "")
+    return Ask(inputs, call.wanted, call.parameters, call.id or "", tenant=tenant)
 
 
 def _result(answer: Answer, unit: Unit) -> InferResult:
