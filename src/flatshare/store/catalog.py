@@ -5,20 +5,19 @@ so whatever is on the disk without a row is rubbish that an interrupted import l
 """
 
 import sqlite3
-import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from flatshare.core import manifest_json
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
-from flatshare.core.signature import Task
-from flatshare.core.spec import GenerationSpec, ModelManifest, PackageFile, TensorPlace, TensorSpec
+from flatshare.core.spec import ModelManifest, TensorPlace, TensorSpec
 
 _PATIENCE_S = 30
 SCHEMA = """
@@ -147,7 +146,7 @@ class Catalog:
 
     def manifest(self, digest: ModelDigest) -> ModelManifest | None:
         row = self._one("SELECT manifest FROM models WHERE digest = ?", digest)
-        return _manifest_from_json(row[0]) if row else None
+        return manifest_json.from_json(row[0]) if row else None
 
     def places(self, digest: ModelDigest) -> dict[TensorDigest, TensorPlace]:
         rows = self._connection().execute(
@@ -227,7 +226,7 @@ class Catalog:
         for uri, model in self._connection().execute("SELECT uri, model FROM artifacts ORDER BY uri"):
             uris.setdefault(model, []).append(uri)
         rows = self._connection().execute("SELECT digest, manifest, imported_s, used_s FROM models").fetchall()
-        found = [CatalogedModel(tuple(uris.get(row[0], ())), _manifest_from_json(row[1]), row[2], row[3]) for row in rows]
+        found = [CatalogedModel(tuple(uris.get(row[0], ())), manifest_json.from_json(row[1]), row[2], row[3]) for row in rows]
         return sorted(found, key=lambda model: model.uris)
 
     def usage(self) -> DiskUsage:
@@ -322,7 +321,7 @@ def insert_pack(sql: sqlite3.Connection, pack: str, size_bytes: int, tensors: It
 
 
 def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float) -> None:
-    sql.execute("INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, orjson.dumps(asdict(manifest)), now_s, now_s))
+    sql.execute("INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?)", (manifest.digest, manifest_json.to_json(manifest), now_s, now_s))
     rows = [(manifest.digest, tensor) for tensor in manifest.distinct_tensors]
     sql.executemany("INSERT OR IGNORE INTO model_tensors VALUES (?, ?)", rows)
     files = [(manifest.digest, file.digest, file.size_bytes) for file in manifest.files]
@@ -332,25 +331,3 @@ def insert_model(sql: sqlite3.Connection, manifest: ModelManifest, now_s: float)
 def insert_file_tensors(sql: sqlite3.Connection, rows: Iterable[tuple[str, str, int, int]]) -> None:
     """Tensor, file, offset and size in bytes. A tensor that another file holds already stays there."""
     sql.executemany("INSERT OR IGNORE INTO file_tensors VALUES (?, ?, ?, ?)", rows)
-
-
-def _manifest_from_json(text: bytes) -> ModelManifest:
-    fields = orjson.loads(text)
-    tensors = tuple(_tensor(t) for t in fields.pop("tensors"))
-    notes, labels = tuple(fields.pop("notes")), tuple(fields.pop("labels", ()))
-    files = tuple(PackageFile(**file) for file in fields.pop("files", ()))
-    task, generation = Task(fields.pop("task", Task.EMBEDDING)), _generation(fields.pop("generation", None))
-    return ModelManifest(tensors=tensors, notes=notes, labels=labels, task=task, generation=generation, files=files, **fields)
-
-
-def _generation(fields: dict[str, Any] | None) -> GenerationSpec | None:
-    if fields is None:
-        return None
-    tokens = tuple((name, token) for name, token in fields.pop("template_tokens"))
-    return GenerationSpec(ends=tuple(fields.pop("ends")), template_tokens=tokens, **fields)
-
-
-def _tensor(fields: dict[str, Any]) -> TensorSpec:
-    """Interned, since many models in memory have names and tensors in common."""
-    digest = TensorDigest(sys.intern(fields["digest"]))
-    return TensorSpec(sys.intern(fields["name"]), digest, tuple(fields["shape"]), fields["size_bytes"], fields.get("dtype", "F32"))

@@ -7,19 +7,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from flatshare.core import interface
 from flatshare.core.call import InferCall, Scalar
 from flatshare.core.errors import BadInput
-from flatshare.core.signature import Signature, Task, TensorInfo
+from flatshare.core.signature import Signature
 from flatshare.core.spec import ModelManifest
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.encoder import Row, TextEncoder
 
 MAX_TEXTS = 4096
-PLATFORM = "flatshare_mapped"
-TEXT, IDS, MASK, SEGMENTS = "text", "input_ids", "attention_mask", "token_type_ids"
-TEXT_INPUT = TensorInfo(TEXT, "BYTES", (-1,), is_optional=True)
-ID_INPUTS = tuple(TensorInfo(name, "INT64", (-1, -1), is_optional=name != IDS) for name in (IDS, MASK, SEGMENTS))
-_OPTIONAL_IDS = tuple(TensorInfo(info.name, info.datatype, info.shape, is_optional=True) for info in ID_INPUTS)
+TEXT, IDS, MASK, SEGMENTS = interface.TEXT, interface.IDS, interface.MASK, interface.SEGMENTS
 _OF_PROTOCOLS = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end"}
 """Parameters that v2 clients send whatever the model."""
 
@@ -43,11 +40,6 @@ class TextTask(Protocol):
 
     def answer(self, call: InferCall, prepared: Prepared, outputs: Sequence[NDArray[np.float32]]) -> tuple[Tensor, ...]:
         """From the graph's output for each row, in the order of the rows."""
-
-
-def signature(task: Task, texts: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> Signature:
-    """A text model's: it takes `texts`, or token ids in place of them."""
-    return Signature(task, PLATFORM, (*texts, *_OPTIONAL_IDS), tuple(outputs))
 
 
 def text_rows(call: InferCall, encoder: TextEncoder, manifest: ModelManifest, *, before: str = "") -> list[Row]:

@@ -1,15 +1,15 @@
 """Sequence classification: labels with scores for each text, or for each pair of texts."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatshare.core import interface
 from flatshare.core.call import InferCall
 from flatshare.core.errors import BadInput
-from flatshare.core.signature import Signature, Task, TensorInfo
+from flatshare.core.signature import Signature
 from flatshare.core.spec import Activation, ModelManifest
 from flatshare.core.tensor import BYTES, Tensor
 from flatshare.instance.backends.encoder import Row, TextEncoder
@@ -17,7 +17,7 @@ from flatshare.instance.backends.tasks import base
 from flatshare.instance.backends.tasks.base import Prepared
 from flatshare.instance.backends.tasks.scores import scores
 
-_PAIR = "text_pair"
+_PAIR = interface.TEXT_PAIR
 _PARAMETERS = ("activation", "top_k")
 
 
@@ -33,7 +33,7 @@ class Classification:
 
     @property
     def signature(self) -> Signature:
-        return _signature(len(self._labels))
+        return interface.classification(len(self._labels))
 
     def prepare(self, call: InferCall) -> Prepared:
         base.require_parameters(call, _PARAMETERS)
@@ -71,14 +71,3 @@ def label_array(labels: Sequence[str]) -> NDArray[np.object_]:
     array = np.empty(len(labels), object)
     array[:] = [label.encode() for label in labels]
     return array
-
-
-@lru_cache(maxsize=64)
-def _signature(labels: int) -> Signature:
-    pair = TensorInfo(_PAIR, "BYTES", (-1,), is_optional=True)
-    outputs = (
-        TensorInfo("label", "BYTES", (-1, labels)),
-        TensorInfo("score", "FP32", (-1, labels)),
-        TensorInfo("logits", "FP32", (-1, labels)),
-    )
-    return base.signature(Task.CLASSIFICATION, (base.TEXT_INPUT, pair), outputs)

@@ -1,14 +1,14 @@
 """Sentence embedding: one vector per text, with prompts and Matryoshka dimensions as sentence-transformers has them."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatshare.core import interface
 from flatshare.core.call import InferCall
 from flatshare.core.errors import BadInput
-from flatshare.core.signature import Signature, Task, TensorInfo
+from flatshare.core.signature import Signature
 from flatshare.core.spec import ModelManifest
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.encoder import TextEncoder
@@ -29,7 +29,7 @@ class Embedding:
 
     @property
     def signature(self) -> Signature:
-        return _signature(self._manifest.width)
+        return interface.embedding(self._manifest.width)
 
     def prepare(self, call: InferCall) -> Prepared:
         base.require_parameters(call, _PARAMETERS)
@@ -59,8 +59,3 @@ def chosen_prompt(call: InferCall, manifest: ModelManifest) -> str:
     if name not in manifest.prompts:
         raise BadInput(f"the model has no prompt '{name[:64]}': it has {', '.join(manifest.prompts) or 'none'}")
     return manifest.prompts[name]
-
-
-@lru_cache(maxsize=64)
-def _signature(width: int) -> Signature:
-    return base.signature(Task.EMBEDDING, (base.TEXT_INPUT,), (TensorInfo("embedding", "FP32", (-1, width)),))

@@ -1,14 +1,14 @@
 """Cross-encoder ranking: a score for a query with each of its passages, read together."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatshare.core import interface
 from flatshare.core.call import InferCall
 from flatshare.core.errors import BadInput
-from flatshare.core.signature import Signature, Task, TensorInfo
+from flatshare.core.signature import Signature
 from flatshare.core.spec import ModelManifest
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.encoder import Row, TextEncoder
@@ -17,7 +17,7 @@ from flatshare.instance.backends.tasks.base import Prepared
 from flatshare.instance.backends.tasks.classification import chosen_activation
 from flatshare.instance.backends.tasks.scores import scores
 
-_QUERY, _PASSAGES = "query", "passages"
+_QUERY, _PASSAGES = interface.QUERY, interface.PASSAGES
 _PARAMETERS = ("activation",)
 
 
@@ -32,7 +32,7 @@ class Ranking:
 
     @property
     def signature(self) -> Signature:
-        return _signature()
+        return interface.ranking()
 
     def prepare(self, call: InferCall) -> Prepared:
         base.require_parameters(call, _PARAMETERS)
@@ -53,9 +53,3 @@ class Ranking:
         if len(queries) != 1:
             raise BadInput(f"{len(queries)} queries in one call: send one '{_QUERY}' with its '{_PASSAGES}'")
         return self._encoder.encode_pairs(queries * len(passages), passages, self._manifest.max_tokens)
-
-
-@cache
-def _signature() -> Signature:
-    texts = tuple(TensorInfo(name, "BYTES", (size,), is_optional=True) for name, size in ((_QUERY, 1), (_PASSAGES, -1)))
-    return base.signature(Task.RANKING, texts, (TensorInfo("score", "FP32", (-1,)), TensorInfo("logits", "FP32", (-1,))))

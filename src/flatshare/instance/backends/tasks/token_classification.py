@@ -5,13 +5,13 @@ Texts have different numbers of tokens, so the answer is one row per token, in o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flatshare.core import interface
 from flatshare.core.call import InferCall
-from flatshare.core.signature import Signature, Task, TensorInfo
+from flatshare.core.signature import Signature
 from flatshare.core.spec import ModelManifest
 from flatshare.core.tensor import BYTES, Tensor, text_tensor
 from flatshare.instance.backends.encoder import Piece, Row, TextEncoder
@@ -43,7 +43,7 @@ class TokenClassification:
 
     @property
     def signature(self) -> Signature:
-        return _signature(len(self._labels))
+        return interface.token_classification(len(self._labels))
 
     def prepare(self, call: InferCall) -> Prepared:
         base.require_parameters(call, _PARAMETERS)
@@ -77,16 +77,3 @@ class TokenClassification:
 
     def _all_pieces(self, row: Row) -> tuple[Piece, ...]:
         return tuple(Piece(position, self._encoder.token(int(token)), 0, 0) for position, token in enumerate(row.ids))
-
-
-@lru_cache(maxsize=64)
-def _signature(labels: int) -> Signature:
-    texts = ("label", "piece")
-    numbers = ("text_index", "begin", "end")
-    outputs = (
-        *(TensorInfo(name, "BYTES", (-1,)) for name in texts),
-        TensorInfo("score", "FP32", (-1,)),
-        *(TensorInfo(name, "INT64", (-1,)) for name in numbers),
-        TensorInfo("logits", "FP32", (-1, labels)),
-    )
-    return base.signature(Task.TOKEN_CLASSIFICATION, (base.TEXT_INPUT,), outputs)
