@@ -35,7 +35,7 @@ class Talker(RemoteModel):
     def is_decoupled(self, version: str) -> bool:
         raise NotImplementedError(version)
 
-    async def infer(self, call: InferCall, tenant: Tenant = NOBODY) -> InferResult:
+    async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:
         raise NotImplementedError(call)
 
     async def stream(self, call: InferCall, heard: Callable[[InferResult], None], tenant: Tenant = NOBODY) -> None:

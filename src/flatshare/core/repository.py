@@ -6,7 +6,12 @@ from typing import Any
 
 import orjson
 
+from flatshare.core import manifest_json
 from flatshare.core.ids import Digest
+from flatshare.core.spec import ModelManifest
+
+GRAPH, TOKENIZER = "graph.onnx", "tokenizer.json"
+"""The files that a mapped model's version has in its folder; its tensors are in the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class Unit:
     """Its weights are mapped: the code uses `pb_utils.map_safetensors`, or the engine does."""
     shared: Mapping[str, Mapping[str, SharedTensor]]
     """By file, relative to the model's folder, and tensor."""
+    encoder: ModelManifest | None = None
+    """Of backend mapped: the model as it would be if its checkpoint had been imported alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,4 +72,6 @@ def from_json(text: bytes) -> Repository:
 
 def _unit(fields: dict[str, Any]) -> Unit:
     shared = {file: {name: SharedTensor(**place) for name, place in found.items()} for file, found in fields.pop("shared").items()}
-    return Unit(imports=tuple(fields.pop("imports")), shared=shared, **fields)
+    encoder = fields.pop("encoder", None)
+    manifest = None if encoder is None else manifest_json.from_fields(encoder)
+    return Unit(imports=tuple(fields.pop("imports")), shared=shared, encoder=manifest, **fields)

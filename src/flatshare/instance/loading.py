@@ -42,6 +42,8 @@ class Loader:
         """The reservation goes with the load if it fails."""
         try:
             if isinstance(self._backend, RemoteBackend) and (remote := await self._backend.load_remote(stored)) is not None:
+                if self._board is not None:
+                    remote.mark_runs(partial(Marked, key=key, board=self._board))
                 return remote
             return await self._measured(key, stored)
         except FileNotFoundError as error:  # a collection of the store took or moved it between finding and loading

@@ -27,6 +27,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.hot import HotSet
+from flatshare.instance.inside import InnerModels
 from flatshare.instance.prefetch import Prefetcher
 from flatshare.instance.pressure import Kernel
 from flatshare.instance.quarantine import Quarantine
@@ -64,9 +65,9 @@ async def serve_until_stopped(
     threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=sharing.queue.max_waiting)
-    triton = TritonBackend(own_code)
-    backend = Engines({"mapped": engines(settings), "generate": writer, "triton": triton})
-    workbench = Workbench(settings.workers, sharing)
+    mapped, workbench = engines(settings), Workbench(settings.workers, sharing)
+    triton = TritonBackend(own_code, InnerModels(mapped, workbench, threads))
+    backend = Engines({"mapped": mapped, "generate": writer, "triton": triton})
     finder = _finder(store, lookers, settings, partial(_note_leaving, journal, clock))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)
     cache = ModelCache(

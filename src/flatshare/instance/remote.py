@@ -21,7 +21,7 @@ async def run(model: RemoteModel, call: InferCall, tenant: Tenant, deadline_s: f
     """Raises TooLate, and what the model raises."""
     started_s = time.perf_counter()
     async with within(deadline_s):
-        result = await model.infer(call, tenant)
+        result = await model.infer(call, tenant, deadline_s)
     return Run(result, time.perf_counter() - started_s, waited_s=0.0)
 
 

@@ -12,13 +12,14 @@ from flatshare.core.signature import TensorInfo
 from flatshare.core.tensor import BYTES, DTYPES
 
 ConfigJson = dict[str, Any]
-ENSEMBLE, PYTHON = "ensemble", "python"
+ENSEMBLE, PYTHON, MAPPED = "ensemble", "python", "mapped"
 BACKENDS: Mapping[str, str] = {
     PYTHON: "model.py",
     "pytorch": "model.pt",
     "onnxruntime": "model.onnx",
+    MAPPED: "",
 }
-"""What is served, with the file that a version's folder holds."""
+"""What is served, with the file that a version's folder holds; a mapped model's holds a checkpoint of several."""
 _PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "pytorch_libtorch": "pytorch", ENSEMBLE: ENSEMBLE}
 _MAX_BATCH = 2**20
 _MAX_COPIES = 64
@@ -236,7 +237,12 @@ def _steps(config: ConfigJson, folder: str) -> tuple[Step, ...]:
     steps = config["ensemble_scheduling"].get("step", [])
     if not steps:
         raise BadPackage(f"ensemble '{folder}' has no steps")
-    return tuple(Step(s.get("model_name", ""), s.get("model_version", -1), s.get("input_map", {}), s.get("output_map", {})) for s in steps)
+    return tuple(_step(s) for s in steps)
+
+
+def _step(step: ConfigJson) -> Step:
+    """A version that is not given is the latest; protobuf reads it as 0."""
+    return Step(step.get("model_name", ""), step.get("model_version") or -1, step.get("input_map", {}), step.get("output_map", {}))
 
 
 def _versions(config: ConfigJson, folder: str) -> VersionPolicy:

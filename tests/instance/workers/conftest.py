@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.ids import ArtifactUri
-from flatshare.core.settings import StoreLimits, WorkerSettings
+from flatshare.core.settings import SharingSettings, StoreLimits, WorkerSettings
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import RemoteModel
+from flatshare.instance.backends.mapped import MappedBackend
 from flatshare.instance.backends.triton.backend import TritonBackend
+from flatshare.instance.inside import InnerModels
+from flatshare.instance.workbench import Workbench
 from flatshare.package.importer import import_checkpoint
 from flatshare.store.tensors import TensorStore
 from tests.contract.packages import write_model
@@ -29,6 +33,7 @@ class Hotel:
     backend: TritonBackend
     store: TensorStore
     folder: Path
+    mapped: MappedBackend
     models: list[RemoteModel] = field(default_factory=list)
 
     async def load_code(self, code: str, settings: str | None = None, files: dict[str, str] | None = None) -> RemoteModel:
@@ -59,16 +64,20 @@ MakeHotel = Callable[..., Awaitable[Hotel]]
 @pytest.fixture
 async def make_hotel(tmp_path: Path) -> AsyncIterator[MakeHotel]:
     hotels: list[Hotel] = []
+    mapped, workbench, loaders = MappedBackend(concurrent_runs=1), Workbench(1, SharingSettings()), ThreadPoolExecutor(1)
 
     async def make(**settings: Any) -> Hotel:
         chosen = {"most": 1, "load_s": 30.0, "run_s": 30.0, "has_spare": False} | settings
-        hotel = Hotel(TritonBackend(WorkerSettings(**chosen)), TensorStore(tmp_path / f"store{len(hotels)}"), tmp_path / "packages")
+        backend = TritonBackend(WorkerSettings(**chosen), InnerModels(mapped, workbench, loaders))
+        hotel = Hotel(backend, TensorStore(tmp_path / f"store{len(hotels)}"), tmp_path / "packages", mapped)
         hotels.append(hotel)
         return hotel
 
     yield make
     for hotel in hotels:
         await hotel.backend.pool.close()
+    workbench.close()
+    loaders.shutdown()
 
 
 @pytest.fixture

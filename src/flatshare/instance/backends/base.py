@@ -65,8 +65,8 @@ class RemoteModel(ABC):
         """Whether it may answer a call any number of times."""
 
     @abstractmethod
-    async def infer(self, call: InferCall, tenant: Tenant = NOBODY) -> InferResult:
-        """As `LoadedModel.run`; whose work it is decides about turns."""
+    async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:
+        """As `LoadedModel.run`; whose work it is decides about turns, and by its deadline what would be too late is not begun."""
 
     @abstractmethod
     async def stream(self, call: InferCall, heard: Callable[[InferResult], None], tenant: Tenant = NOBODY) -> None:
@@ -75,6 +75,9 @@ class RemoteModel(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Unload it; its memory is free when this returns."""
+
+    def mark_runs(self, marked: "Callable[[LoadedModel], LoadedModel]") -> None:  # noqa: B027  # most have nothing that runs here
+        """Wrap what of it runs in this process, so that whoever finds the instance dead knows what it was doing."""
 
 
 @runtime_checkable

@@ -45,6 +45,8 @@ class Ask:
     chain: frozenset[str] = frozenset()
     """Keys of the models that wait for the answer: their workers cannot run this one."""
     tenant: Tenant = NOBODY
+    deadline_s: float | None = None
+    """By the event loop's clock. Workers are not told: whoever asks stops waiting then."""
 
 
 @dataclass(frozen=True, slots=True)

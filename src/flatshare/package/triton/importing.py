@@ -3,16 +3,17 @@
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
 
 from flatshare.core.errors import BadPackage
 from flatshare.core.ids import ArtifactUri, Digest, ModelDigest
-from flatshare.core.repository import Repository, SharedTensor, Unit, to_json
+from flatshare.core.repository import GRAPH, TOKENIZER, Repository, SharedTensor, Unit, to_json
 from flatshare.core.settings import StoreLimits
-from flatshare.core.spec import ModelManifest, PackageFile
+from flatshare.core.spec import ModelManifest, PackageFile, TensorSpec
+from flatshare.package.encoder import manifest_of, stored_tensors
 from flatshare.package.triton.code import code_digest, imported_packages, is_mapping
 from flatshare.package.triton.environment import PARAMETER, environment_file, unpack_environment
 from flatshare.package.triton.onnx_weights import split_weights
@@ -21,6 +22,7 @@ from flatshare.package.triton.sharing import SHARED, Sharing
 from flatshare.store.catalog import insert_file_tensors
 from flatshare.store.packages import StoredFile
 from flatshare.store.tensors import StoreWriter, TensorStore
+from flatshare.wire.triton_config import MAPPED
 
 _WEIGHTS = ".safetensors"
 
@@ -63,7 +65,8 @@ def import_repository(store: TensorStore, folder: Path, uri: ArtifactUri, versio
         placed = _place(store, folder, sources, found)
         for path in filter(None, environments.values()):
             unpack_environment(path, placed.digests[str(path.relative_to(folder.resolve()))], store.packages, limits)
-        repository = Repository(found.entry, tuple(_units(folder, found, placed, environments)))
+        units = (_with_encoder(writer, unit, found, placed) for unit in _units(folder, found, placed, environments))
+        repository = Repository(found.entry, tuple(units))
         manifest = _manifest(writer, repository, placed, found.notes, store)
         store.packages.assemble(manifest.digest, (*placed.files, *placed.held))
         writer.commit(manifest, uri, version)
@@ -91,6 +94,8 @@ def _sources(folder: Path, found: FoundRepository, spare: Path, limits: StoreLim
     """Where each file of the package is read: in the artifact, or beside it, where weights were taken out of an ONNX graph."""
     sources = {path.relative_to(folder): path for path in _files(folder, limits)}
     for model in found.models.values():
+        if model.mapped:
+            sources = _without_checkpoints(sources, model, folder) | _written(model, folder, spare)
         if model.config.backend != "onnxruntime":
             continue
         for version in model.versions:
@@ -99,6 +104,28 @@ def _sources(folder: Path, found: FoundRepository, spare: Path, limits: StoreLim
             into.mkdir(parents=True)
             if (parts := split_weights(folder / place / model.config.file, into)) is not None:
                 sources |= {place / part.name: part for part in parts}
+    return sources
+
+
+def _without_checkpoints(sources: Mapping[Path, Path], model: FoundModel, folder: Path) -> dict[Path, Path]:
+    """What lies beside the versions of a mapped model stays, its data for warm-ups too."""
+    own = model.folder.relative_to(folder)
+    return {
+        place: path
+        for place, path in sources.items()
+        if not (place.is_relative_to(own) and len(parts := place.relative_to(own).parts) > 1 and parts[0].isdigit())
+    }
+
+
+def _written(model: FoundModel, folder: Path, spare: Path) -> dict[Path, Path]:
+    """Instead of a mapped model's checkpoints: the graph and the tokenizer that the engine reads."""
+    sources = {}
+    for version, found in model.mapped.items():
+        place = (model.folder / str(version)).relative_to(folder)
+        (spare / place).mkdir(parents=True)
+        for name, content in ((GRAPH, found.parts.graph), (TOKENIZER, found.tokenizer)):
+            (spare / place / name).write_bytes(content)
+            sources[place / name] = spare / place / name
     return sources
 
 
@@ -141,25 +168,34 @@ def _unit(
         imports=imported_packages(model.folder, version, model.config.backend),
         environment=environment,
         weight_bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
-        is_mapping=model.config.backend == "onnxruntime" or is_mapping(model.folder, version),
+        is_mapping=model.config.backend in {"onnxruntime", MAPPED} or is_mapping(model.folder, version),
         shared=shared,
     )
+
+
+def _with_encoder(writer: StoreWriter, unit: Unit, found: FoundRepository, placed: _Placed) -> Unit:
+    """A mapped model's tensors go where those of all encoders are, so that it shares them with every other."""
+    mapped = found.models[unit.model].mapped.get(unit.version)
+    if mapped is None:
+        return unit
+    graph, tokenizer = (placed.digests[str(Path(unit.folder, str(unit.version), name))] for name in (GRAPH, TOKENIZER))
+    return replace(unit, encoder=manifest_of(mapped.parts, graph, tokenizer, stored_tensors(writer, mapped.parts)))
 
 
 def _manifest(writer: StoreWriter, repository: Repository, placed: _Placed, notes: tuple[str, ...], store: TensorStore) -> ModelManifest:
     description = writer.add_blob("repository", to_json(repository))
     files = (*(_package_file(file, placed, store) for file in placed.files), *(_held_file(file, store) for file in placed.held))
     return ModelManifest(
-        digest=_identity(placed.files),
+        digest=_identity(placed.files, repository),
         family="triton",
         graph=description,
         tokenizer=description,
-        tensors=(),
+        tensors=_tensors(repository),
         max_tokens=0,
         width=0,
         is_lowercased=False,
         workspace_bytes=0,
-        notes=notes,
+        notes=(*notes, *(note for unit in repository.units if unit.encoder for note in _notes(unit, unit.encoder))),
         backend="triton",
         files=files,
     )
@@ -176,6 +212,18 @@ def _held_file(file: StoredFile, store: TensorStore) -> PackageFile:
     return PackageFile(file.path, file.digest, file.size_bytes, store.catalog.tensor_bytes_in(file.digest))
 
 
-def _identity(files: tuple[StoredFile, ...]) -> ModelDigest:
-    """sha256 over every file by path: whatever is in the repository may decide the answer."""
-    return ModelDigest(hashlib.sha256(orjson.dumps(["triton", *([file.path, file.digest] for file in files)])).hexdigest())
+def _tensors(repository: Repository) -> tuple[TensorSpec, ...]:
+    """Of all mapped models: what the package holds on to in the store."""
+    named = ((f"{unit.model}/{unit.version}", unit.encoder.tensors) for unit in repository.units if unit.encoder is not None)
+    return tuple(replace(tensor, name=f"{place}/{tensor.name}") for place, tensors in named for tensor in tensors)
+
+
+def _notes(unit: Unit, encoder: ModelManifest) -> Iterator[str]:
+    return (f"model '{unit.model}', version {unit.version}: {note}" for note in encoder.notes)
+
+
+def _identity(files: tuple[StoredFile, ...], repository: Repository) -> ModelDigest:
+    """sha256 over every file by path, and every checkpoint: whatever is in the repository may decide the answer."""
+    encoders = [[unit.model, unit.version, unit.encoder.digest] for unit in repository.units if unit.encoder is not None]
+    parts: list[object] = ["triton", *([file.path, file.digest] for file in files)]
+    return ModelDigest(hashlib.sha256(orjson.dumps([*parts, {"encoders": encoders}] if encoders else parts)).hexdigest())

@@ -6,14 +6,15 @@ several of these folders              an ensemble and its steps, or a model and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flatshare.core.errors import BadPackage
 from flatshare.core.settings import StoreLimits
 from flatshare.package.triton.ensemble import check_ensemble
+from flatshare.package.triton.mapped import MappedVersion, completed, read_version
 from flatshare.wire import triton_config
-from flatshare.wire.triton_config import BACKENDS, ENSEMBLE, ConfigJson, TritonConfig
+from flatshare.wire.triton_config import BACKENDS, ENSEMBLE, MAPPED, ConfigJson, TritonConfig
 
 CONFIG = "config.pbtxt"
 _MAX_MODELS = 64
@@ -28,6 +29,8 @@ class FoundModel:
     json: ConfigJson
     versions: tuple[int, ...]
     """Those that its policy serves."""
+    mapped: Mapping[int, MappedVersion] = field(default_factory=dict)
+    """Of backend mapped: the checkpoint of each version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,11 @@ def _read_model(folder: Path, limits: StoreLimits, *, is_top: bool) -> FoundMode
         versions = (1,)  # an ensemble has nothing to keep in a version's folder, and archives lose empty folders
     for version in versions:
         _check_files(folder, config, version)
-    return FoundModel(folder, config, json, versions)
+    if config.backend != MAPPED:
+        return FoundModel(folder, config, json, versions)
+    checkpoints = {version: read_version(folder, config, version, limits) for version in versions}
+    json = completed(json, config, checkpoints)
+    return FoundModel(folder, triton_config.read(json, name), json, versions, checkpoints)
 
 
 def _backend_of(folder: Path, versions: tuple[int, ...]) -> str:
@@ -92,7 +99,7 @@ def _backend_of(folder: Path, versions: tuple[int, ...]) -> str:
 
 
 def _check_files(folder: Path, config: TritonConfig, version: int) -> None:
-    if config.backend == ENSEMBLE or not config.file:
+    if config.backend in {ENSEMBLE, MAPPED} or not config.file:
         return
     if not (folder / str(version) / config.file).is_file():
         raise BadPackage(f"model '{config.name}', version {version}: backend {config.backend} needs the file {version}/{config.file}")

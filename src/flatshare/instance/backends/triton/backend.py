@@ -1,4 +1,4 @@
-"""Loads a Triton repository: every model that is served of it, into workers."""
+"""Loads a Triton repository: every model that is served of it, into workers, or into the mapped engine."""
 
 import asyncio
 import hashlib
@@ -7,13 +7,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from flatshare.core.errors import FlatshareError, ModelFailed
-from flatshare.core.ids import Digest
+from flatshare.core.ids import Digest, ModelKey
 from flatshare.core.repository import Repository, Unit, from_json
 from flatshare.core.settings import WorkerSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Footprint, LoadedModel, RemoteModel
+from flatshare.instance.backends.triton.mapped import MappedStep, stored_inside
 from flatshare.instance.backends.triton.model import TritonModel, WorkerStep
 from flatshare.instance.backends.triton.warmup import warm_up
+from flatshare.instance.inside import InnerModels
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Place
 from flatshare.wire import triton_config
@@ -27,19 +29,23 @@ _OWN_WORKER = "FLATSHARE_OWN_WORKER"
 
 
 class TritonBackend:
-    """Owns the workers. `load_remote` on the event loop; nothing is loaded on a thread."""
+    """Owns the workers. `load_remote` on the event loop; only mapped models are loaded on a thread."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, inner: InnerModels) -> None:
         self.pool = WorkerPool(settings)
+        self._inner = inner
         self._environments: dict[str, Path] = {}
         self._loads = itertools.count(1)
 
     def footprint(self, stored: StoredModel) -> Footprint:
         """Predicted by the size of the files; the books count what the kernel measures if that is more."""
         repository = _repository(stored)
-        own, shared = 0, {}
+        own, shared = 0, dict[str, int]()
         for unit in repository.units:
-            if triton_config.read(dict(unit.config), unit.model).backend != ENSEMBLE:
+            if (inside := stored_inside(stored, unit)) is not None:
+                mapped = self._inner.footprint(inside)
+                own, shared = own + mapped.own_bytes, shared | mapped.shared
+            elif triton_config.read(dict(unit.config), unit.model).backend != ENSEMBLE:
                 own += _private_bytes(unit)
                 libraries = sum(_LIBRARY_BYTES.get(name, 0) for name in unit.imports)
                 shared[f"worker {unit.code}"] = _WORKER_BYTES + libraries
@@ -76,6 +82,10 @@ class TritonBackend:
         config = triton_config.read(dict(unit.config), unit.model)
         if config.backend == ENSEMBLE:
             return
+        if (inside := stored_inside(stored, unit)) is not None:
+            loaded = await self._inner.load(inside)
+            model.put(unit, MappedStep(config, ModelKey(inside.manifest.digest), loaded, self._inner))
+            return
         python = None
         if unit.environment is not None:
             python = Path(stored.package_dir).parent.parent / "environments" / unit.environment / "bin" / "python"
@@ -89,8 +99,8 @@ class TritonBackend:
             private_bytes=_private_bytes(unit),
         )
         group = _group(stored, unit, config)
-        loaded = await self.pool.add(place, group, model.resolve)
-        model.put(unit, WorkerStep(self.pool, loaded, group))
+        worker_model = await self.pool.add(place, group, model.resolve)
+        model.put(unit, WorkerStep(self.pool, worker_model, group))
 
     async def _abandon(self, model: TritonModel) -> None:
         with suppress(FlatshareError):

@@ -11,8 +11,9 @@ from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.repository import Repository, Unit
 from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
-from flatshare.instance.backends.base import RemoteModel
+from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.backends.triton import ensemble, shapes
+from flatshare.instance.backends.triton.mapped import MappedStep
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Answer, Ask, Model
 from flatshare.pyworker.frames import NamedArray
@@ -113,11 +114,11 @@ class TritonModel(RemoteModel):
         self.signature.require_version(version)
         return self._signatures[version]
 
-    async def infer(self, call: InferCall, tenant: Tenant = NOBODY) -> InferResult:
-        """Raises BadInput, ModelFailed, WorkerDied, Quarantined, Overloaded."""
+    async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:
+        """Raises BadInput, ModelFailed, WorkerDied, Quarantined, Overloaded, OverQuota, TooLate."""
         unit = self._unit(call.version)
         entry = self._steps[unit.model, unit.version]
-        answers = await entry.infer(_ask(call, entry.config, tenant))
+        answers = await entry.infer(_ask(call, entry.config, tenant, deadline_s))
         if len(answers) != 1:
             raise ModelFailed(
                 f"model '{entry.config.name}' is decoupled and answered {len(answers)} times: this call takes exactly one answer; "
@@ -145,6 +146,11 @@ class TritonModel(RemoteModel):
             )
         return await step.infer(ask)
 
+    def mark_runs(self, marked: Callable[[LoadedModel], LoadedModel]) -> None:
+        for step in self._steps.values():
+            if isinstance(step, MappedStep):
+                step.mark_runs(marked)
+
     async def close(self) -> None:
         await asyncio.gather(*(step.close() for step in self._steps.values()))
 
@@ -155,11 +161,11 @@ class TritonModel(RemoteModel):
         return unit
 
 
-def _ask(call: InferCall, config: TritonConfig, tenant: Tenant) -> Ask:
+def _ask(call: InferCall, config: TritonConfig, tenant: Tenant, deadline_s: float | None = None) -> Ask:
     """Raises BadInput."""
     shapes.check(call.inputs, config)
     inputs = tuple(NamedArray(tensor.name, tensor.datatype, tensor.data) for tensor in call.inputs.values())
-    return Ask(inputs, call.wanted, call.parameters, call.id or "", tenant=tenant)
+    return Ask(inputs, call.wanted, call.parameters, call.id or "", tenant=tenant, deadline_s=deadline_s)
 
 
 def _result(answer: Answer, unit: Unit) -> InferResult:

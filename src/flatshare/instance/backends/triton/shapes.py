@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from flatshare.core.errors import BadInput, ModelFailed
+from flatshare.core.interface import PLATFORM
 from flatshare.core.signature import Signature, Task
 from flatshare.core.tensor import Tensor
 from flatshare.instance.workers.records import Answer, Ask
 from flatshare.pyworker.frames import NamedArray
-from flatshare.wire.triton_config import ENSEMBLE, ConfigTensor, TritonConfig
+from flatshare.wire.triton_config import ENSEMBLE, MAPPED, ConfigTensor, TritonConfig
 
 
 def signature(config: TritonConfig) -> Signature:
@@ -17,7 +18,7 @@ def signature(config: TritonConfig) -> Signature:
     return Signature(Task.TENSORS, platform, config.tensor_infos(config.inputs), config.tensor_infos(config.outputs))
 
 
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
+_PLATFORMS = {MAPPED: PLATFORM, "onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
 
 
 def check(inputs: Mapping[str, Tensor | NamedArray], config: TritonConfig) -> None:
