@@ -1,17 +1,29 @@
 """Ways in which a package can be wrong: refused by the load with a sentence, here and on real Triton, and nothing stays behind."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.contract.conftest import SERVERS
 from tests.contract.packages import DOUBLE, config, write_model
 from tests.contract.servers import ContainerServer, tensor
+from tests.contract.triton_server import triton_or_skip
 
 pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 ONE = [tensor("A", "FP32", [1, 3], [1, 2, 3])]
 DOUBLES = 'backend: "python" max_batch_size: 4'
+
+
+@pytest.fixture(scope="module", params=list(SERVERS))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerServer]:
+    """One of this module's own: real Triton says that it is not well after some of what follows."""
+    if request.param == "triton":
+        triton_or_skip()
+    with SERVERS[request.param](tmp_path_factory.mktemp(request.param)) as started:
+        yield started
 
 
 @pytest.fixture

@@ -72,11 +72,12 @@ class TestWorker:
 
 
 class TestDisk:
-    def test_the_least_recently_used_models_leave_the_disk(self, store: TensorStore, models: Path) -> None:
+    def test_of_models_that_come_back_equally_fast_the_least_recently_used_leave_the_disk(self, store: TensorStore, models: Path) -> None:
         folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(4)]
         digests = [bring(store, folder) for folder in folders[:3]]
         for digest, used_s in zip(digests, (30.0, 10.0, 20.0), strict=True):
             store.catalog.touch(digest, used_s)
+            store.catalog.remember_import(digest, 1.0)
         budget = store.catalog.disk_bytes() + 15_000
         newest = bring(store, folders[3], disk_bytes=budget)
         assert kept(store) == {digests[0], digests[2], newest}

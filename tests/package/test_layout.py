@@ -81,7 +81,7 @@ def test_the_digest_is_of_what_a_layout_says_not_of_how(tmp_path: object) -> Non
 
 
 def test_a_name_that_is_no_layout_lists_those_that_are() -> None:
-    with pytest.raises(BadLayout, match="one of classifier, encoder"):
+    with pytest.raises(BadLayout, match="one of autocomplete, classifier"):
         read_layout("encoder2")
     with pytest.raises(BadLayout, match="does not exist"):
         read_layout("nowhere.yaml")

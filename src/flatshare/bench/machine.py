@@ -51,14 +51,14 @@ class Memory:
 
 
 def memory_of(pids: list[int]) -> Memory:
-    """From smaps_rollup, where pages that several processes have are divided among them: instances share what they were forked with.
+    """Sums from smaps_rollup. Anonymous is what only swapping or killing could take back.
 
-    Anonymous is what only swapping or killing could take back.
+    What instances share since they were forked counts in each of them: a little too much, never too little.
     """
     anonymous = pss = maps = descriptors = 0
     for pid in pids:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        anonymous += int(rollup.split("Pss_Anon:")[1].split()[0])
+        anonymous += int(rollup.split("\nAnonymous:")[1].split()[0])
         pss += int(rollup.split("Pss:")[1].split()[0])
         maps += Path(f"/proc/{pid}/maps").read_text().count("\n")
         descriptors += len(list(Path(f"/proc/{pid}/fd").iterdir()))
