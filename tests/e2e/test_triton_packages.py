@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from flatshare.bench.server import RunningServer
 from flatshare.client.stream import invoke_with_response_stream
+from tests.checkpoints import write_checkpoint
 from tests.contract.packages import COUNTER, COUNTER_CONFIG, config, write_model
 from tests.e2e.servers import Endpoint, deploy
 
@@ -49,6 +50,9 @@ def shop(server: RunningServer, tmp_path_factory: pytest.TempPathFactory) -> End
         place.mkdir()
         (place / "model.py").write_bytes((folder / "times/times/1/model.py").read_bytes())
     write_model(folder / "counter", COUNTER, COUNTER_CONFIG)
+    write_checkpoint(folder / "encoder" / "encoder" / "1")
+    (folder / "encoder" / "encoder" / "config.pbtxt").write_text('backend: "mapped" max_batch_size: 4')
+    write_checkpoint(folder / "alone")
     return deploy(server, "shop", folder)
 
 
@@ -77,6 +81,15 @@ def test_an_answer_says_which_version_gave_it_and_others_can_be_asked(shop: Endp
         with pytest.raises(InferenceServerException, match="no version '2': it has 1, 3") as failure:
             client.infer("shop/times", [asked], model_version="2")
     assert failure.value.status() == "404"
+
+
+def test_a_checkpoint_in_a_package_answers_as_it_does_alone(shop: Endpoint) -> None:
+    texts = ["the order has not arrived", "help me"]
+    asked = {"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": texts}
+    found = orjson.loads(invoke(shop, "encoder", [asked], CustomAttributes="trace=7")["Body"].read())["outputs"]
+    alone = orjson.loads(invoke(shop, "alone", [asked | {"shape": [2]}])["Body"].read())["outputs"]
+    assert found == alone
+    assert found[0]["shape"] == [2, 32]
 
 
 def test_custom_attributes_reach_the_model_and_its_own_come_back(shop: Endpoint) -> None:
