@@ -1,17 +1,21 @@
 """Checkpoints inside Triton repositories: their tensors in the store, their configs checked and completed."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flatshare.core import interface
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.repository import Unit, from_json
 from flatshare.core.settings import StoreLimits
 from flatshare.core.spec import StoredModel
 from flatshare.package.importer import import_checkpoint
+from flatshare.package.triton.mapped import completed, read_version
 from flatshare.store.tensors import TensorStore
+from flatshare.wire import triton_config
 from tests.checkpoints import CONFIG, import_folder, imported, write_checkpoint
 from tests.contract.packages import config, write_model
 
@@ -201,3 +205,21 @@ def test_packages_without_checkpoints_keep_their_digests(store: TensorStore, tmp
     """Computed before there were mapped models: an upgrade must not import everything anew."""
     report = import_checkpoint(store, write_model(tmp_path / "m"), ArtifactUri("file:///m"), "1", StoreLimits())
     assert report.manifest.digest == "7b48f953c8b5505f5d62b6d78401b4376146ebae2939a8b6476aab2de53a7fbd"
+
+
+def test_rankers_and_token_classifiers_have_no_batch_dimension_and_take_all_else_from_their_signature(tmp_path: Path) -> None:
+    folder = package(tmp_path / "m") / "m"
+    settings = triton_config.parse('backend: "mapped"', "m")
+    encoder = read_version(folder, triton_config.read(settings, "m"), 1, StoreLimits())
+    for signature in (interface.ranking(), interface.token_classification(3)):
+        versions = {1: replace(encoder, signature=signature)}
+        found = triton_config.read(completed(settings, triton_config.read(settings, "m"), versions), "m")
+        assert found.tensor_infos(found.inputs) == signature.inputs
+        assert found.tensor_infos(found.outputs) == signature.outputs
+        batched = triton_config.read({**settings, "max_batch_size": 4}, "m")
+        with pytest.raises(BadPackage, match="does not answer one row for each of its inputs: leave max_batch_size out"):
+            completed(settings, batched, versions)
+    versions = {1: replace(encoder, signature=interface.classification(3))}
+    batched = triton_config.read({**settings, "max_batch_size": 4}, "m")
+    found = triton_config.read(completed(settings, batched, versions), "m")
+    assert [(tensor.name, tensor.dims) for tensor in found.outputs] == [("label", (3,)), ("score", (3,)), ("logits", (3,))]
