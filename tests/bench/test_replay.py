@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flatshare.bench import replay
 from flatshare.bench.replay import Traffic
-from flatshare.cli.bench import bench
+from flatshare.cli.main import commands
 from flatshare.core.errors import BadInput
 from flatshare.policy.evict import Order
 
@@ -64,7 +64,7 @@ def test_what_is_no_trace_is_refused_with_what_one_is(tmp_path: Path) -> None:
 
 def test_the_command_writes_its_figures(tmp_path: Path) -> None:
     trace, report = write_trace(tmp_path / "t.npz"), tmp_path / "r.json"
-    result = CliRunner().invoke(bench, ["replay", str(trace), "--requests", "500", "--json", str(report)])
+    result = CliRunner().invoke(commands, ["bench", "replay", str(trace), "--requests", "500", "--json", str(report)])
     assert result.exit_code == 0, result.output
     assert "cold_percent_lru_20%" in report.read_text()
     assert "cold_percent_clairvoyant_40%" in report.read_text()
