@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
 import onnx
@@ -249,6 +249,10 @@ def _write(folder: Path, model: StoredModel) -> None:
     shutil.copy(model.tokenizer_path, folder / "tokenizer.json")
 
 
+def _question(text: str) -> dict[str, Any]:
+    return {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+
+
 @dataclass(frozen=True, slots=True)
 class _Triton:
     """By its SageMaker port."""
@@ -264,8 +268,7 @@ class _Triton:
         _must(self.port, "DELETE", f"/models/{name}", None)
 
     def ask(self, name: str, text: str) -> None:
-        body = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": [text]}]}
-        _must(self.port, "POST", f"/models/{name}/invoke", body)
+        _must(self.port, "POST", f"/models/{name}/invoke", _question(text))
 
 
 @contextmanager
@@ -297,8 +300,7 @@ class _MLServer:
         _must(self.port, "POST", f"/v2/repository/models/{name}/unload", {})
 
     def ask(self, name: str, text: str) -> None:
-        body = {"inputs": [{"name": "TEXT", "datatype": "BYTES", "shape": [1], "data": [text]}]}
-        _must(self.port, "POST", f"/v2/models/{name}/infer", body)
+        _must(self.port, "POST", f"/v2/models/{name}/infer", _question(text))
 
 
 @contextmanager

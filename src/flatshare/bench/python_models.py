@@ -48,7 +48,7 @@ CODE = '''
                 scores, words = (hidden.mean(1) @ self.weights["head"].T).max(-1, keepdim=True)
             return pb_utils.InferenceResponse([pb_utils.Tensor("score", scores.numpy()), pb_utils.Tensor("word", words.numpy())])
 '''
-ECHO_CONFIG = """
+VECTOR_CONFIG = """
 backend: "python"
 input [ { name: "A" data_type: TYPE_FP32 dims: [ -1 ] } ]
 output [ { name: "B" data_type: TYPE_FP32 dims: [ -1 ] } ]
@@ -68,11 +68,6 @@ ECHO_CODE = """
         return values
 """
 
-UNTIDY_CONFIG = """
-backend: "python"
-input [ { name: "A" data_type: TYPE_FP32 dims: [ -1 ] } ]
-output [ { name: "B" data_type: TYPE_FP32 dims: [ -1 ] } ]
-"""
 UNTIDY_CODE = """
     import torch
     import triton_python_backend_utils as pb_utils
@@ -120,12 +115,12 @@ def let_go(folder: Path) -> None:
 
 def write_echo(folder: Path) -> Path:
     """A model whose function takes a few hundredths of a millisecond: what is measured is everything around it."""
-    return _model(folder, ECHO_CONFIG, ECHO_CODE)
+    return _model(folder, VECTOR_CONFIG, ECHO_CODE)
 
 
 def write_untidy(folder: Path) -> Path:
     """A model as its author left it: gradients on, and each answer's tensors held by a cycle that only the collector can free."""
-    return _model(folder, UNTIDY_CONFIG, UNTIDY_CODE)
+    return _model(folder, VECTOR_CONFIG, UNTIDY_CODE)
 
 
 def _write(folder: Path, ends: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]], seed: int) -> Path:

@@ -64,15 +64,20 @@ class WholeLines:
         return lines
 
 
-class FramedParts:
-    """Parts as event-stream frames, each of whole lines. An end before the end becomes the exception that AWS's clients know."""
+class RewrittenParts:
+    """Whole lines of a stream of ours in a client's form. An end before the end becomes a last part that says so.
 
-    def __init__(self, parts: Parts) -> None:
+    `rewrite` says whether what it made is the last part, whatever may come; `broken` makes one of why the stream broke.
+    """
+
+    def __init__(self, parts: Parts, rewrite: Callable[[bytes], tuple[bytes, bool]], broken: Callable[[FlatshareError], bytes]) -> None:
         self._parts = parts
         self._lines = WholeLines(parts)
+        self._rewrite = rewrite
+        self._broken = broken
         self._has_ended = False
 
-    def __aiter__(self) -> "FramedParts":
+    def __aiter__(self) -> "RewrittenParts":
         return self
 
     async def __anext__(self) -> bytes:
@@ -82,11 +87,9 @@ class FramedParts:
             lines = await self._lines.__anext__()
         except FlatshareError as error:
             self._has_ended = True
-            return eventstream.internal_stream_failure(str(error))
-        if lines.startswith(_ERROR_LINE):
-            self._has_ended = True
-            return _failure(lines)
-        return eventstream.payload_part(lines)
+            return self._broken(error)
+        part, self._has_ended = self._rewrite(lines)
+        return part
 
     async def aclose(self) -> None:
         await self._parts.aclose()
@@ -99,13 +102,15 @@ def framed(reply: Reply) -> Reply:
     reply.headers.append((b"x-amzn-sagemaker-content-type", reply.content_type))
     reply.content_type = eventstream.CONTENT_TYPE
     if reply.parts is not None:
-        reply.parts = FramedParts(reply.parts)
+        reply.parts = RewrittenParts(reply.parts, _frame, lambda error: eventstream.internal_stream_failure(str(error)))
     else:
         reply.body = eventstream.payload_part(reply.body)
     return reply
 
 
-def _failure(line: bytes) -> bytes:
-    """Our own instance's last line, if it failed."""
-    fields = orjson.loads(line)
-    return eventstream.model_stream_error(str(fields.get("error")), str(fields.get("type")))
+def _frame(lines: bytes) -> tuple[bytes, bool]:
+    """An event-stream frame. Our own instance's last line, if it failed, becomes the exception that AWS's clients know."""
+    if not lines.startswith(_ERROR_LINE):
+        return eventstream.payload_part(lines), False
+    fields = orjson.loads(lines)
+    return eventstream.model_stream_error(str(fields.get("error")), str(fields.get("type"))), True

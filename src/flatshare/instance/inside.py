@@ -2,17 +2,13 @@
 
 import asyncio
 from concurrent.futures import Executor
-from functools import partial
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import StoreUnavailable
 from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, Footprint, LoadedModel, StopSign
-from flatshare.instance.job import Mergeable, Ticket
-from flatshare.instance.paces import Paces
+from flatshare.instance.backends.base import Backend, Footprint, LoadedModel
 from flatshare.instance.workbench import Workbench
-from flatshare.policy.pace import units_of
 
 
 class InnerModels:
@@ -22,7 +18,6 @@ class InnerModels:
         self._engine = engine
         self._workbench = workbench
         self._loaders = loaders
-        self._paces = Paces()
 
     def footprint(self, stored: StoredModel) -> Footprint:
         return self._engine.footprint(stored)
@@ -37,8 +32,4 @@ class InnerModels:
     async def run(self, model: LoadedModel, key: ModelKey, call: InferCall, tenant: Tenant, deadline_s: float | None) -> InferResult:
         """Raises BadInput, Overloaded, OverQuota, TooLate, and what the model raises. `key` is what its pace is remembered by."""
         model.signature.require(call)
-        units, stop = units_of(call), StopSign()
-        ticket = Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, Mergeable(model, call))
-        run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
-        self._paces.note(key, run.seconds * run.share, units)
-        return run.result
+        return (await self._workbench.infer(model, key, call, tenant, deadline_s)).result

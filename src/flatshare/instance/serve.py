@@ -1,6 +1,5 @@
 """Steps 4 to 7 of a request's path, on one screen: parse → lease → run → render."""
 
-import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -13,15 +12,13 @@ from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
 from flatshare.core.signature import Signature
 from flatshare.instance import remote, streaming, writing
-from flatshare.instance.backends.base import LoadedModel, RemoteModel, StopSign
+from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.backends.generate.model import GeneratingModel
 from flatshare.instance.cache import PLAIN_SHARING, ModelCache
 from flatshare.instance.holding import Lease
-from flatshare.instance.job import Mergeable, Run, Ticket
-from flatshare.instance.paces import Paces
+from flatshare.instance.job import Run, Ticket
 from flatshare.instance.ride import Bodies, Ride
 from flatshare.instance.workbench import Workbench
-from flatshare.policy.pace import units_of
 from flatshare.wire import container, infer
 from flatshare.wire.http import Reply, Request
 
@@ -38,7 +35,6 @@ class Server:
         self._workbench = workbench
         self._sharing = sharing
         self._guard = guard
-        self._paces = Paces()
         self._bodies = Bodies()
 
     async def invoke(self, key: ModelKey, source: ModelSource | None, request: Request) -> Reply:
@@ -94,16 +90,7 @@ class Server:
 
     async def _run(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
         """On an engine thread, in its turn."""
-        stop, ticket = StopSign(), self._ticket(lease, model, call, deadline_s)
-        run = await self._workbench.run(partial(model.run, call, stop), stop, ticket)
-        # Once the answer is on its way: what is learned from it is for the next one.
-        asyncio.get_running_loop().call_soon(self._paces.note, lease.key, run.seconds * run.share, ticket.units)
-        return run
-
-    def _ticket(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Ticket:
-        """Whose work it is, how much, until when, and what it may be run with."""
-        units = units_of(call)
-        return Ticket(lease.tenant, self._paces.seconds(lease.key, units), units, deadline_s, Mergeable(model, call))
+        return await self._workbench.infer(model, lease.key, call, lease.tenant, deadline_s)
 
     def _deadline_s(self, request: Request) -> float | None:
         """By time.monotonic. Raises BadInput."""

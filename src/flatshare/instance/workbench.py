@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import Overloaded, OverQuota, TooLate
-from flatshare.core.ids import Tenant
+from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
-from flatshare.instance.backends.base import StopSign
-from flatshare.instance.job import PLAIN, Job, Run, Ticket, run_together
+from flatshare.instance.backends.base import LoadedModel, StopSign
+from flatshare.instance.job import PLAIN, Job, Mergeable, Run, Ticket, run_together
+from flatshare.instance.paces import Paces
 from flatshare.policy import batch, pace
 from flatshare.policy.batch import Batch, Rider
 from flatshare.policy.fair import Entry, FairQueue
@@ -39,6 +42,7 @@ class Workbench:
         self._running: dict[int, _Running] = {}
         self._short_s = float("-inf")
         self._visitors = _Visitors()
+        self._paces = Paces()
         self._drift = 1.0
         self._shared_run_s = 0.0
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each job, and one for each worker at the end
@@ -85,6 +89,18 @@ class Workbench:
                 return
             self._queue.drop(entry)
         job.expire()
+
+    async def infer(self, model: LoadedModel, key: ModelKey, call: InferCall, tenant: Tenant, deadline_s: float | None) -> Run[InferResult]:
+        """A call of a model, in its tenant's turn. Its earlier runs, by `key`, tell how long it will take.
+
+        Raises as `run`, and what the model raises.
+        """
+        units, stop = pace.units_of(call), StopSign()
+        ticket = Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, Mergeable(model, call))
+        run = await self.run(partial(model.run, call, stop), stop, ticket)
+        # Once the answer is on its way: what is learned from it is for the next one.
+        asyncio.get_running_loop().call_soon(self._paces.note, key, run.seconds * run.share, units)
+        return run
 
     @property
     def waiting(self) -> int:

@@ -13,7 +13,7 @@ from flatshare.core.signature import Task
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
 from flatshare.gateway.routes import RouteTable
-from flatshare.gateway.streaming import WholeLines
+from flatshare.gateway.streaming import RewrittenParts
 from flatshare.gateway.visitor import Visitor
 from flatshare.security.entry import Entry
 from flatshare.telemetry.log import get_logger
@@ -128,31 +128,14 @@ def _rendered(answer: Answer, render: Callable[[bytes], bytes], streamed: Envelo
         return Reply(200, render(answer.reply.body), headers=headers)
     if answer.reply.parts is None:
         raise openai_writing.not_writing(streamed.call)
-    return Reply(200, content_type=b"text/event-stream", headers=headers, parts=TheirParts(answer.reply.parts, streamed))
+    return Reply(200, content_type=b"text/event-stream", headers=headers, parts=_as_events(answer.reply.parts, streamed))
 
 
-class TheirParts:
-    """A stream of ours as OpenAI's clients read it. An end before the end becomes an event that they raise."""
+def _as_events(parts: Parts, envelope: Envelope) -> RewrittenParts:
+    """A stream of ours as OpenAI's clients read it; they raise the event that a broken one ends with."""
+    index_of = Choices(envelope.call)
 
-    def __init__(self, parts: Parts, envelope: Envelope) -> None:
-        self._parts = parts
-        self._lines = WholeLines(parts)
-        self._envelope = envelope
-        self._index_of = Choices(envelope.call)
-        self._has_ended = False
+    def rewrite(lines: bytes) -> tuple[bytes, bool]:
+        return b"".join(openai_writing.render_line(envelope, line, index_of) for line in lines.splitlines() if line), False
 
-    def __aiter__(self) -> "TheirParts":
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._has_ended:
-            raise StopAsyncIteration
-        try:
-            lines = await self._lines.__anext__()
-        except FlatshareError as error:
-            self._has_ended = True
-            return openai_writing.stream_error(str(error), type(error).__name__)
-        return b"".join(openai_writing.render_line(self._envelope, line, self._index_of) for line in lines.splitlines() if line)
-
-    async def aclose(self) -> None:
-        await self._parts.aclose()
+    return RewrittenParts(parts, rewrite, lambda error: openai_writing.stream_error(str(error), type(error).__name__))
