@@ -1,4 +1,5 @@
 import os
+import py_compile
 import socket
 import tarfile
 import time
@@ -76,6 +77,13 @@ class TestOnThisDisk:
         (prefix / "acme/query/.git").mkdir()
         (prefix / "acme/query/.git/HEAD").write_text("x")
         (prefix / "acme/query/.DS_Store").write_text("x")
+        assert local(prefix) == before
+
+    def test_what_an_interpreter_leaves_beside_its_code_makes_no_new_version(self, prefix: Path) -> None:
+        (prefix / "acme/query/model.py").write_text("x = 1")
+        before = local(prefix)
+        py_compile.compile(str(prefix / "acme/query/model.py"))
+        assert (prefix / "acme/query/__pycache__").is_dir()
         assert local(prefix) == before
 
     def test_links_within_the_prefix_are_followed(self, prefix: Path, tmp_path: Path) -> None:
@@ -198,7 +206,7 @@ def test_a_prefix_in_another_store_is_no_prefix() -> None:
 class TestFromS3:
     def test_a_folder_comes_over_whole(self, s3: S3, key: str, tmp_path: Path) -> None:
         wanted = {"config.json": b"{}", "onnx/model.onnx": os.urandom(3 * MIB), "empty": b""}
-        for path, body in {**wanted, ".cache/x": b"x", "onnx/.hidden": b"x"}.items():
+        for path, body in {**wanted, ".cache/x": b"x", "onnx/.hidden": b"x", "1/__pycache__/model.pyc": b"x"}.items():
             s3.put(f"{key}/{path}", body)
         s3.put(f"{key}-of-another/config.json", b"x")
         artifact = at(key)
