@@ -121,8 +121,7 @@ class _Instance:
 
     def _load(self, key: ModelKey, at_s: float) -> None:
         self.loads += 1
-        season = self._demand.season()
-        worth = self._demand.worth(key, season, 1.0)
+        worth = self._demand.worth(key)
         found = admit.decide(self._view(at_s), Need(0, {}, {TensorDigest(key): _UNIT}, worth=worth))
         for victim in found.victims:
             self._demand.evicted(victim)
@@ -134,11 +133,11 @@ class _Instance:
         self._demand.loaded(key, self._load_s)
 
     def _view(self, at_s: float) -> MemoryView:
-        season = self._demand.season() if self._order is Order.VALUE else None
+        is_value = self._order is Order.VALUE
         residents = tuple(
             Resident(
                 key, used_s, 0, 0, {TensorDigest(key): _UNIT},
-                worth=self._demand.worth(key, season, 1.0) if season else 0.0,
+                worth=self._demand.worth(key) if is_value else 0.0,
                 loaded_s=self._ready_s[key], reload_s=self._load_s, is_scratch=key in self._scratch,
             )
             for key, used_s in self._used_s.items()

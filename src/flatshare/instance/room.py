@@ -99,11 +99,10 @@ class Room:
 
     def view(self) -> MemoryView:
         """The books and the models as the policies see them."""
-        season = self._demand.season()
         residents = tuple(
             Resident(
                 held.key, held.used_s, held.leases, reservation.footprint.own_bytes, reservation.tensors, reservation.footprint.shared,
-                worth=self._demand.worth(held.key, season, self.weight(tenant)),
+                worth=self._demand.worth(held.key, self.weight(tenant)),
                 tenant=tenant, loaded_s=held.loaded_s, reload_s=self._demand.reload_s(held.key),
                 is_pinned=self.is_pinned(held.source), is_scratch=held.is_scratch,
             )
@@ -115,7 +114,7 @@ class Room:
     def need(self, key: ModelKey, source: ModelSource, reservation: Reservation) -> Need:
         """What a model takes; the policy subtracts what is there already."""
         tenant = self.tenant(source)
-        value = self._demand.worth(key, self._demand.season(), self.weight(tenant))
+        value = self._demand.worth(key, self.weight(tenant))
         if self.is_pinned(source):
             value = float("inf")
         return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors, tenant, value)
