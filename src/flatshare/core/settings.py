@@ -98,9 +98,8 @@ class CacheSettings:
     """Target models that are never evicted; `*` stands for any characters."""
     ttl_s: float | None = None
     """An idle model leaves after so long, also when there is room."""
-    min_residency_s: float = 5.0  # this and the next go with the order "value"
     scratch_share: float = 0.0
-    """Of the memory: kept for models that are worth less than what they would push out."""
+    """Of the memory, with the order "value": kept for models that are worth less than what they would push out."""
     tenant_pattern: str = r"([^/]+)/"
     """Matched at the begin of a target model; the first group is its tenant."""
     recycle_share: float = 0.25

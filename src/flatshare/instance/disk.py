@@ -115,7 +115,7 @@ class DiskRoom:
         models = self._store.catalog.models()
         residents = [values.resident(model, is_in_use=model.manifest.digest in self._in_use) for model in models]
         holders = Holders(Counter(tensor for resident in residents for tensor in resident.tensors))
-        victims = evict.choose(residents, holders, shortage, Manners(Order.VALUE, now_s=time.time()))
+        victims = evict.choose(residents, holders, shortage, Manners(Order.VALUE))
         if victims is None:
             return False
         if newcomer is not None and newcomer.urgency is Urgency.AHEAD:

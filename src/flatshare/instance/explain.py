@@ -126,7 +126,5 @@ def _spared_because(resident: Resident, view: MemoryView) -> str | None:
         return f"{resident.leases} requests use it"
     if resident.is_pinned:
         return "it is pinned"
-    if view.rules.manners.is_young(resident):
-        return "it was loaded a moment ago: others leave before it"
     floor = view.rules.manners.floors.get(resident.tenant)
     return f"its tenant has a floor of {floor} bytes" if floor else None
