@@ -14,6 +14,8 @@ from flatshare.instance.backends.base import LoadedModel, StopSign
 from flatshare.instance.batching import Likeness
 
 T = TypeVar("T")
+Deliver = Callable[["Run[Any]"], None]
+"""What hands an outcome on, called on the worker before the loop hears of it; what it raises is the job's failure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +61,14 @@ PLAIN = Ticket()
 class Job:
     """Made on the loop, run on a worker."""
 
-    __slots__ = ("_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "predicted_wait_s", "ticket")
+    __slots__ = ("_deliver", "_is_over", "_loop", "_over", "_stop", "_work", "asked_s", "done", "has_begun", "predicted_wait_s", "ticket")
 
-    def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: StopSign | None) -> None:
+    def __init__(self, work: Callable[[], Any], ticket: Ticket, stop: StopSign | None, deliver: Deliver | None = None) -> None:
         self.asked_s = time.perf_counter()
         self._work: Callable[[], Any] | None = work
         self._loop = asyncio.get_running_loop()
         self._stop = stop
+        self._deliver = deliver
         self.ticket = ticket
         self.done: asyncio.Future[Run[Any]] = self._loop.create_future()
         self.has_begun = False
@@ -111,6 +114,8 @@ class Job:
         started = time.perf_counter()
         try:
             outcome = Run(work(), time.perf_counter() - started, started - self.asked_s)
+            if self._deliver is not None:
+                self._deliver(outcome)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             self.fail(error)
             return
@@ -126,7 +131,14 @@ class Job:
         self._loop.call_soon_threadsafe(self._fail, failure.with_traceback(None))
 
     def succeed(self, outcome: Run[InferResult]) -> None:
+        """Its part of a run that it shared."""
         self._work = None
+        try:
+            if self._deliver is not None:
+                self._deliver(outcome)
+        except Exception as error:  # noqa: BLE001  # as in `run`: the rider gets it
+            self.fail(error)
+            return
         self._loop.call_soon_threadsafe(self._succeed, outcome)
 
     # Back on the loop.

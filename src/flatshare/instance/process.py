@@ -49,6 +49,7 @@ EngineMaker = Callable[[InstanceSettings], Backend]
 _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
 _WARM_AHEAD_S = 2.0  # a start takes half a second; later a cold start costs its caller some 15 ms, and no instance all of them
 _KEEP_ALIVE_S = 3600  # the gateway closes its connections, not we
+_BOUNDS = Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S, has_outlets=True)
 
 
 def _mapped(settings: InstanceSettings) -> Backend:
@@ -76,7 +77,9 @@ async def serve_until_stopped(
     )  # fmt: skip
     door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
     app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
-    server = HandlerServer(app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S), drain_s=settings.drain_s)
+    server = HandlerServer(
+        app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S, has_outlets=True), drain_s=settings.drain_s
+    )
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     if at.follow_stdin:

@@ -6,11 +6,11 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-from flatshare.core.call import InferCall, InferResult, ModelSource
+from flatshare.core.call import InferResult, ModelSource
 from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
-from flatshare.core.signature import Signature
+from flatshare.core.signature import Signature, Task
 from flatshare.instance import remote, streaming, writing
 from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.backends.generate.model import GeneratingModel
@@ -20,7 +20,7 @@ from flatshare.instance.job import Run, Ticket
 from flatshare.instance.ride import Bodies, Ride
 from flatshare.instance.workbench import Workbench
 from flatshare.wire import container, infer
-from flatshare.wire.http import Reply, Request
+from flatshare.wire.http import Outlet, Reply, Request
 
 Guard = Callable[[ModelKey], AbstractAsyncContextManager[None]]
 
@@ -50,9 +50,9 @@ class Server:
                 return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, ride)
             if isinstance(lease.model, RemoteModel):
                 return await self._ask_remote(_Asking(lease, lease.model, asked, name, deadline_s), request, ride)
-            run = await self._run(lease, lease.model, asked.call, deadline_s)
-            answer = infer.render(asked, lease.model.signature.task, run.result, name, lease.digest)
-            return Reply(200, answer.body, answer.content_type, _timings(lease, run.seconds, run.waited_s))
+            answer = _Answer(lease, lease.model.signature.task, asked, name, request.outlet)
+            await self._workbench.infer(lease.model, key, asked.call, lease.tenant, deadline_s, answer.deliver)
+            return answer.reply
         finally:
             if not ride.has_parts:
                 await ride.end()
@@ -88,15 +88,32 @@ class Server:
         async with self._cache.lease(key, source) as lease:
             return container.render_metadata(_signature(lease.model, version), lease.digest)
 
-    async def _run(self, lease: Lease, model: LoadedModel, call: InferCall, deadline_s: float | None) -> Run[InferResult]:
-        """On an engine thread, in its turn."""
-        return await self._workbench.infer(model, lease.key, call, lease.tenant, deadline_s)
-
     def _deadline_s(self, request: Request) -> float | None:
         """By time.monotonic. Raises BadInput."""
         text = request.header(container.DEADLINE_MS)
         left_ms = _milliseconds(text) if text else self._sharing.queue.deadline_ms
         return None if left_ms is None else time.monotonic() + left_ms / 1e3
+
+
+class _Answer:
+    """An answer is rendered, and if there is a way also sent, by the engine thread that has the result (docs/decisions/0088)."""
+
+    __slots__ = ("_asked", "_lease", "_name", "_outlet", "_task", "reply")
+
+    def __init__(self, lease: Lease, task: Task, asked: infer.WireCall, name: str, outlet: Outlet | None) -> None:
+        self._lease = lease
+        self._task = task
+        self._asked = asked
+        self._name = name
+        self._outlet = outlet
+        self.reply = Reply(500)
+
+    def deliver(self, run: Run[InferResult]) -> None:
+        """Raises BadInput if the model has no answer in the form that was asked for."""
+        rendered = infer.render(self._asked, self._task, run.result, self._name, self._lease.digest)
+        self.reply = Reply(200, rendered.body, rendered.content_type, _timings(self._lease, run.seconds, run.waited_s))
+        if self._outlet is not None:
+            self._outlet.send(self.reply)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from flatshare.core.errors import Overloaded, OverQuota, TooLate
 from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.instance.backends.base import LoadedModel, StopSign
-from flatshare.instance.job import PLAIN, Job, Mergeable, Run, Ticket, run_together
+from flatshare.instance.job import PLAIN, Deliver, Job, Mergeable, Run, Ticket, run_together
 from flatshare.instance.paces import Paces
 from flatshare.policy import batch, pace
 from flatshare.policy.batch import Batch, Rider
@@ -54,13 +54,15 @@ class Workbench:
         for thread in self._threads:
             thread.start()
 
-    async def run(self, work: Callable[[], T], stop: StopSign | None = None, ticket: Ticket = PLAIN) -> Run[T]:
+    async def run(
+        self, work: Callable[[], T], stop: StopSign | None = None, ticket: Ticket = PLAIN, deliver: Deliver | None = None
+    ) -> Run[T]:
         """Raises Overloaded or OverQuota if too many wait, TooLate if the answer would miss its deadline, and what `work` raises.
 
         A caller who leaves before its turn frees its place at once; one who leaves while its work runs, when it has run: a thread
         cannot be interrupted, and what it works on must stay lent. `stop` is set then, for work that looks at it between its parts.
         """
-        job = Job(work, ticket, stop)
+        job = Job(work, ticket, stop, deliver)
         entry = self._push(job)
         self.in_flight += 1
         self._calls.put(None)
@@ -90,14 +92,22 @@ class Workbench:
             self._queue.drop(entry)
         job.expire()
 
-    async def infer(self, model: LoadedModel, key: ModelKey, call: InferCall, tenant: Tenant, deadline_s: float | None) -> Run[InferResult]:
+    async def infer(
+        self,
+        model: LoadedModel,
+        key: ModelKey,
+        call: InferCall,
+        tenant: Tenant,
+        deadline_s: float | None,
+        deliver: Deliver | None = None,
+    ) -> Run[InferResult]:
         """A call of a model, in its tenant's turn. Its earlier runs, by `key`, tell how long it will take.
 
-        Raises as `run`, and what the model raises.
+        Raises as `run`, and what the model or `deliver` raises.
         """
         units, stop = pace.units_of(call), StopSign()
         ticket = Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, Mergeable(model, call))
-        run = await self.run(partial(model.run, call, stop), stop, ticket)
+        run = await self.run(partial(model.run, call, stop), stop, ticket, deliver)
         # Once the answer is on its way: what is learned from it is for the next one.
         asyncio.get_running_loop().call_soon(self._paces.note, key, run.seconds * run.share, units)
         return run

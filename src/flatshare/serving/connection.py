@@ -16,6 +16,7 @@ from uuid import uuid4
 import httptools
 
 from flatshare.core.errors import FlatshareError
+from flatshare.serving.outlet import SocketOutlet
 from flatshare.telemetry.log import get_logger
 from flatshare.wire.http import REQUEST_ID, TOO_LARGE, Handler, Parts, Reply, Request
 
@@ -46,6 +47,8 @@ class Bounds:
     """For the caller to read an answer."""
     idle_s: float = 75.0
     """Between two requests of a kept-alive connection."""
+    has_outlets: bool = False
+    """Whether threads may send answers themselves. For plain sockets and few callers: it takes a descriptor more for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._is_paused = False
         self._held_bytes = 0
+        self._outlet: SocketOutlet | None = None
         self.peer = ""
         self.since_s = self._loop.time()
         self._begin()
@@ -125,6 +129,8 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one by behaviour, not by class
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else ""  # a Unix socket's callers have no address
+        if self._bounds.has_outlets:
+            self._outlet = SocketOutlet(transport.get_extra_info("socket").fileno())
         self._registry.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -132,6 +138,8 @@ class Connection(asyncio.Protocol):
         self._registry.closed(self)
         self._let_go(self._held_bytes)
         self._is_writable.set()
+        if self._outlet is not None:
+            self._outlet.close()
         if self._handling is not None:
             self._handling.cancel()
 
@@ -190,7 +198,8 @@ class Connection(asyncio.Protocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._headers.pop(TOO_LARGE, None)
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
+        is_next = self._handling is None  # else the answer to the one before may be half out
+        if is_next and self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -221,6 +230,14 @@ class Connection(asyncio.Protocol):
         self._handling = self._loop.create_task(self._answer(arrival))
         self._handling.add_done_callback(self._settle)
 
+    # What the thread that has an answer calls.
+
+    def send(self, reply: Reply) -> None:
+        """See wire.http.Outlet. The loop writes nothing meanwhile: it waits for the handler."""
+        assert self._outlet is not None, "a connection without an outlet was offered as one. This is a bug."
+        message = _message(reply, closes=self._closes_after_reply)
+        reply.unsent = message[self._outlet.send(message) :]
+
     # One request.
 
     def _begin(self) -> None:
@@ -239,12 +256,16 @@ class Connection(asyncio.Protocol):
 
     async def _answer(self, arrival: _Arrival | None) -> None:
         """Answer a request, and those that arrived meanwhile, in order."""
+        if arrival is not None and self._can_overtake(arrival):
+            arrival.request.outlet = self
         while arrival is not None:
             held_bytes = len(arrival.request.body)
             reply = await self._handler(arrival.request)
             self._let_go(held_bytes)
             closes = self._closes_after_reply or not arrival.is_kept
-            if reply.parts is not None:
+            if reply.unsent is not None:
+                self._write_rest(reply.unsent)
+            elif reply.parts is not None:
                 closes = await self._write_parts(reply, reply.parts, arrival, closes=closes)
             else:
                 self._write(reply, is_head=arrival.request.method == "HEAD", closes=closes)
@@ -257,6 +278,12 @@ class Connection(asyncio.Protocol):
                 return
             arrival = self._arrived.popleft() if self._arrived else None
         self._rest()  # at once: whoever reads our answer may send the next request before this task counts as done
+
+    def _can_overtake(self, arrival: _Arrival) -> bool:
+        """Whether a thread may send the answer: only if nothing of an earlier one is left to be written."""
+        if self._outlet is None or self._transport is None or not arrival.is_kept or arrival.request.method == "HEAD":
+            return False
+        return self._transport.get_write_buffer_size() == 0
 
     def _let_go(self, count: int) -> None:
         """Bytes of bodies that are no longer held."""
@@ -280,10 +307,11 @@ class Connection(asyncio.Protocol):
     def _write(self, reply: Reply, *, is_head: bool, closes: bool) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        lines = _head(reply, b"content-length: %d\r\n" % len(reply.body), closes=closes)
-        if not is_head:
-            lines.append(reply.body)
-        self._transport.write(b"".join(lines))
+        self._transport.write(_message(reply, closes=closes, is_head=is_head))
+
+    def _write_rest(self, unsent: bytes) -> None:
+        if unsent and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(unsent)
 
     async def _write_parts(self, reply: Reply, parts: Parts, arrival: _Arrival, *, closes: bool) -> bool:
         """Each part as it comes, no faster than the caller reads. Whether the connection must be closed after it."""
@@ -314,6 +342,13 @@ class Connection(asyncio.Protocol):
             self._write(Reply(status, reason + b"\n", b"text/plain", [(REQUEST_ID, request_id.encode())]), is_head=False, closes=True)
         if self._transport is not None:
             self._transport.close()
+
+
+def _message(reply: Reply, *, closes: bool, is_head: bool = False) -> bytes:
+    lines = _head(reply, b"content-length: %d\r\n" % len(reply.body), closes=closes)
+    if not is_head:
+        lines.append(reply.body)
+    return b"".join(lines)
 
 
 def _head(reply: Reply, length: bytes, *, closes: bool) -> list[bytes]:

@@ -29,11 +29,20 @@ class Request:
     """The address that it came from."""
     id: str = ""
     """Given by the front door; every answer and every log line of the request carries it."""
+    outlet: "Outlet | None" = None
+    """The short way for the answer, if the server has one."""
 
     def header(self, name: str, default: str = "") -> str:
         """The header's text; every byte maps to a character, so nothing is lost."""
         value = self.headers.get(name.encode())
         return default if value is None else value.decode("latin-1")
+
+
+class Outlet(Protocol):
+    """Lets the thread that has an answer send it, before the event loop hears of it."""
+
+    def send(self, reply: "Reply") -> None:
+        """From any thread, once a request. The handler returns the same reply, and what could not be sent follows then."""
 
 
 class Parts(Protocol):
@@ -59,6 +68,8 @@ class Reply:
     """Called once the answer is on its way: bookkeeping that the caller need not wait for."""
     parts: Parts | None = None
     """In place of `body`."""
+    unsent: bytes | None = None
+    """What remains to be sent, if an outlet has begun it: often nothing."""
 
 
 Handler = Callable[[Request], Awaitable[Reply]]
