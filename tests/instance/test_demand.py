@@ -12,7 +12,7 @@ M0, M1 = key_of("m0"), key_of("m1")
 
 
 def worth(book: DemandBook, key: ModelKey) -> float:
-    return book.worth(key, book.season(), 1.0)
+    return book.worth(key)
 
 
 def test_the_more_a_model_is_wanted_the_more_it_is_worth() -> None:
@@ -38,7 +38,7 @@ def test_a_slow_load_is_remembered() -> None:
 def test_a_weight_is_a_factor() -> None:
     book = DemandBook(ManualClock())
     book.visit(M0, source("m0"))
-    assert book.worth(M0, book.season(), 3.0) == pytest.approx(3 * worth(book, M0))
+    assert book.worth(M0, 3.0) == pytest.approx(3 * worth(book, M0))
 
 
 def test_what_one_instance_knew_the_next_one_knows() -> None:
@@ -52,7 +52,7 @@ def test_what_one_instance_knew_the_next_one_knows() -> None:
     later = DemandBook(ManualClock(7.0))
     known = book.known()[M0]
     later.restore(M0, Known(known.source, known.visits, known.reload_s), float(str(record["age_s"])))
-    assert later.known()[M0].visits.starts == known.visits.starts
+    assert later.known()[M0].visits.faded == known.visits.faded
     assert later.known()[M0].visits.last_s == 7.0 - 60.0
     assert worth(later, M0) > 0
 

@@ -11,7 +11,7 @@ from flatshare.core.ids import ModelKey, Tenant, TensorDigest
 from flatshare.policy import admit, evict
 from flatshare.policy.admit import Admission, MemoryView, Need, Rules, Verdict
 from flatshare.policy.evict import Manners, Order, Resident, Shortage
-from tests.policy.test_evict import crowds, holders_of
+from tests.policy.test_evict import SHORTAGES, crowds, ends, holders_of
 
 A, B = Tenant("a"), Tenant("b")
 VALUE = Manners(order=Order.VALUE, now_s=100.0)
@@ -49,20 +49,26 @@ class TestValue:
         sharing = [model(f"s{i}", worth=1.0, tensors=common | {TensorDigest(f"head {i}"): 1}) for i in range(2)]
         assert first_to_go([*sharing, model("alone", 100, worth=1.0)], VALUE) == "alone"
 
-    def test_the_young_leave_only_if_the_old_do_not_suffice(self) -> None:
-        residents = [model("young", worth=1.0, loaded_s=98.0), model("old", worth=9.0, loaded_s=0.0)]
-        assert first_to_go(residents, replace(VALUE, min_residency_s=5.0)) == "old"
-        both = evict.choose(residents, holders_of(residents), Shortage(0, 200), replace(VALUE, min_residency_s=5.0))
-        assert both == ("old", "young")
+    def test_a_large_newcomer_leaves_before_forty_small_ones_that_were_here_long(self) -> None:
+        small = [model(f"s{i}", 10, worth=1.0) for i in range(40)]
+        residents = [*small, model("large", 3_000, worth=5.0, used_s=99.0)]
+        assert evict.choose(residents, holders_of(residents), Shortage(0, 400), VALUE) == ("large",)
 
-    def test_one_whose_load_took_a_third_of_its_stay_leaves_after_the_others(self) -> None:
-        residents = [model("new", loaded_s=95.0, reload_s=2.0), model("old", worth=9.0, loaded_s=0.0, reload_s=2.0)]
-        assert first_to_go(residents, VALUE) == "old"
-        assert first_to_go(residents, replace(VALUE, now_s=101.5)) == "new"
+    def test_who_is_worth_less_stays_too_if_a_larger_one_has_to_go_anyway(self) -> None:
+        residents = [model("small", 10, worth=0.01), model("middle", 90, worth=1.0), model("large", 1_000, worth=50.0)]
+        assert evict.choose(residents, holders_of(residents), Shortage(0, 10), VALUE) == ("small",)
+        assert evict.choose(residents, holders_of(residents), Shortage(0, 100), VALUE) == ("small", "middle")
+        assert evict.choose(residents, holders_of(residents), Shortage(0, 500), VALUE) == ("large",)
 
-    def test_with_nobody_else_to_go_it_goes_and_a_cold_request_does_not_wait_for_its_birthday(self) -> None:
-        admission = admit.decide(view(model("fresh", 400, loaded_s=95.0, reload_s=2.0), rules=Rules(VALUE)), need())
-        assert admission.verdict is Verdict.EVICT_FIRST
+    @given(crowds(), st.lists(st.floats(0, 10), min_size=6, max_size=6), SHORTAGES)
+    def test_by_value_each_victim_is_needed(self, crowd: tuple[Resident, ...], worths: list[float], shortage: Shortage) -> None:
+        residents = tuple(replace(resident, worth=worth) for resident, worth in zip(crowd, worths, strict=False))
+        victims = evict.choose(residents, holders_of(residents), shortage, VALUE)
+        idle = {resident.key for resident in residents if not resident.leases}
+        assert (victims is None) == (not ends(shortage, residents, idle))
+        for spared in victims or ():
+            assert not ends(shortage, residents, set(victims or ()) - {spared})
+        assert victims is None or ends(shortage, residents, set(victims))
 
 
 class TestPins:

@@ -1,50 +1,61 @@
-"""The worth of a model: more for those wanted more, and never out of bounds, whatever the history."""
-
-from dataclasses import replace
+"""The worth of a model: more for those wanted more and later, bounded by how often it was asked for, and for equals the order of LRU."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flatshare.policy import worth
-from flatshare.policy.worth import Season, Visits
+from flatshare.policy.worth import SCALES_S, Visits
 
-HOUR = 3_600.0
-SEASON = Season(now_s=10 * HOUR, bin=9, observed_h=10.0, bin_h=1.0, cohort_rate=0.5, cohort_starts=5.0)
 GAPS = st.lists(st.floats(0, 20_000), max_size=40)
+IDLE_S = st.floats(0, 1e5)
 
 
-def history(gaps: list[float], begin_s: float = 0.0, hour_bin: int = 9) -> Visits:
-    now_s, visits = begin_s, worth.first_visit(begin_s, hour_bin)
+def history(gaps: list[float], begin_s: float = 0.0) -> Visits:
+    now_s, visits = begin_s, Visits(begin_s)
     for gap_s in gaps:
         now_s += gap_s
-        visits = worth.next_visit(visits, now_s, hour_bin)
+        visits = worth.next_visit(visits, now_s)
     return visits
 
 
 def value(visits: Visits | None, now_s: float, reload_s: float = 0.03) -> float:
-    return worth.worth(visits, replace(SEASON, now_s=now_s), reload_s)
+    return worth.worth(visits, now_s, reload_s)
 
 
-@given(GAPS, st.floats(0, 1e6), st.floats(0, 100))
-def test_it_is_a_number_that_is_not_negative_and_bounded_by_the_rate(gaps: list[float], later_s: float, reload_s: float) -> None:
+@given(GAPS, st.floats(0, 1e7), st.floats(0, 100))
+def test_it_is_a_number_that_is_not_negative_and_bounded_by_the_requests(gaps: list[float], later_s: float, reload_s: float) -> None:
     visits = history(gaps)
-    found = value(visits, visits.last_s + later_s, reload_s)
-    assert 0 <= found <= (2.1 + (len(gaps) + 10) / 10) * reload_s * (1 + reload_s)
+    assert 0 <= value(visits, visits.last_s + later_s, reload_s) <= visits.requests * sum(1 / s for s in SCALES_S) * reload_s * (1 + 1e-9)
 
 
 @given(GAPS)
-def test_requests_and_sessions_are_counted_apart(gaps: list[float]) -> None:
+def test_each_request_is_counted_and_fades(gaps: list[float]) -> None:
     visits = history(gaps)
     assert visits.requests == 1 + len(gaps)
-    assert visits.all_starts == 1 + sum(gap > worth.SESSION_END_S for gap in gaps)
-    assert visits.gaps + visits.all_starts == visits.requests
+    assert all(1 <= faded <= visits.requests * (1 + 1e-9) for faded in visits.faded)
+    assert list(visits.faded) == sorted(visits.faded), "what is remembered longer has faded less"
 
 
-@given(GAPS, st.floats(0, 1e5), st.floats(0.001, 10))
+@given(GAPS, IDLE_S, st.floats(0.001, 10))
 def test_idling_makes_no_model_worth_more(gaps: list[float], later_s: float, more_s: float) -> None:
     visits = history(gaps)
     now_s = visits.last_s + later_s
-    assert value(visits, now_s + more_s) <= value(visits, now_s) * (1 + 1e-9)
+    assert value(visits, now_s + more_s) <= value(visits, now_s)
+
+
+@given(GAPS, IDLE_S)
+def test_another_request_makes_a_model_worth_more(gaps: list[float], later_s: float) -> None:
+    visits = history(gaps)
+    now_s = visits.last_s + later_s
+    assert value(worth.next_visit(visits, now_s), now_s) > value(visits, now_s)
+
+
+@given(GAPS, IDLE_S, st.floats(1, 1e5))
+def test_of_two_with_the_same_history_the_one_used_last_is_worth_more(gaps: list[float], later_s: float, between_s: float) -> None:
+    early, late = history(gaps), history(gaps, begin_s=between_s)
+    now_s = late.last_s + later_s
+    assert value(late, now_s) >= value(early, now_s)
+    assert value(late, now_s) > value(early, now_s) * (1 + 1e-12)
 
 
 @given(GAPS, st.floats(0.001, 10), st.floats(1.001, 10))
@@ -53,36 +64,24 @@ def test_a_slow_load_is_worth_more_to_avoid(gaps: list[float], reload_s: float, 
     assert value(visits, visits.last_s + 60, reload_s * factor) > value(visits, visits.last_s + 60, reload_s)
 
 
-def test_a_model_with_more_sessions_is_worth_more_once_both_are_idle() -> None:
-    often, seldom = history([HOUR] * 9), history([9 * HOUR])
-    assert value(often, 10 * HOUR) > value(seldom, 10 * HOUR)
+@given(st.floats(60, 1e5))
+def test_asked_for_once_a_model_is_worth_what_its_idle_time_says(idle_s: float) -> None:
+    assert 0.7 < idle_s * value(Visits(0.0), idle_s, reload_s=1.0) < 1.0
 
 
-def test_many_requests_in_one_session_are_not_many_sessions() -> None:
-    chatty = history([5.0] * 500)
-    steady = history([1_000.0] * 9)
-    now_s = 9 * HOUR
-    assert value(steady, now_s) > value(chatty, now_s)
+def test_a_model_asked_for_every_minute_outlives_one_asked_for_once_and_later() -> None:
+    often, once = history([60.0] * 4), Visits(300.0)
+    assert value(often, 600) > value(once, 600)
 
 
-def test_a_session_that_goes_on_is_worth_more_than_one_that_has_ended() -> None:
-    visits = history([10.0] * 5)
-    assert value(visits, visits.last_s + 5) > 5 * value(visits, visits.last_s + 2_000)
+def test_a_hundred_requests_in_a_burst_are_soon_less_than_ten_over_the_day() -> None:
+    burst, steady = history([0.1] * 100, begin_s=6 * 3_600), history([3_600.0] * 9)
+    assert value(burst, burst.last_s) > value(steady, burst.last_s)
+    assert value(steady, 24 * 3_600) * 100 / 10 > value(burst, 24 * 3_600), "the burst is worth less than its requests say"
 
 
-def test_a_model_never_seen_is_worth_what_the_cohort_is() -> None:
-    assert worth.worth(None, SEASON, 0.36) == 0.5 / HOUR * 0.36
-
-
-def test_the_hour_of_the_day_counts() -> None:
-    morning, evening = history([HOUR] * 5, hour_bin=9), history([HOUR] * 5, hour_bin=20)
-    assert value(morning, 10 * HOUR) > value(evening, 10 * HOUR)
-
-
-def test_hours_are_those_of_utc_and_weekends_apart() -> None:
-    thursday_s, saturday_s = 0.0, 2 * 86_400.0
-    assert (worth.bin_of(thursday_s + 13 * HOUR), worth.bin_of(saturday_s + 13 * HOUR)) == (13, 24 + 13)
-    assert worth.bin_of(thursday_s + 86_400 + 0.5) == 0
+def test_a_model_never_seen_is_worth_less_than_one_just_seen_and_more_than_nothing() -> None:
+    assert 0 < value(None, 10_000) < value(Visits(9_000.0), 10_000)
 
 
 def test_a_prefetch_has_to_be_worth_twice_its_victims() -> None:

@@ -253,22 +253,27 @@ def _timed(caller: PlainCaller, target: str, body: bytes) -> float:
 
 
 def _write_tenants(base: Path, folder: Path, count: int, *, is_compact: bool) -> Iterator[None]:
-    """As after a fine-tuning of the decoder's upper half: noise of 2 % of each matrix's spread."""
-    weights = WeightsFile(base / "model.safetensors")
+    """As after a fine-tuning of the decoder's upper half."""
     for index in range(count):
-        place = folder / f"tenant-{index}"
-        if not place.exists():
-            fresh = folder / f".tenant-{index}.writing"
-            shutil.rmtree(fresh, ignore_errors=True)
-            shutil.copytree(base, fresh)
-            if is_compact:
-                (fresh / "flatshare.json").write_bytes(b'{"weights": "int8"}')
-            random = np.random.default_rng(index)
-            with (fresh / "model.safetensors").open("r+b") as file:
-                for entry in weights.entries.values():
-                    if entry.name.startswith(_TUNED) and len(entry.shape) == 2:
-                        tensor = weights.float32(entry)
-                        file.seek(entry.begin)
-                        file.write((tensor + random.standard_normal(tensor.shape, np.float32) * (_NOISE * float(tensor.std()))).tobytes())
-            fresh.rename(place)
+        write_tuned(base, folder / f"tenant-{index}", index, _TUNED, is_compact=is_compact)
         yield
+
+
+def write_tuned(base: Path, place: Path, seed: int, parts: tuple[str, ...] = ("",), *, is_compact: bool = False) -> None:
+    """A checkpoint whose matrices in these parts, or all of them, carry noise of 2 % of their spread. One that exists is left alone."""
+    if place.exists():
+        return
+    weights = WeightsFile(base / "model.safetensors")
+    fresh = place.with_name(f".{place.name}.writing")
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(base, fresh)
+    if is_compact:
+        (fresh / "flatshare.json").write_bytes(b'{"weights": "int8"}')
+    random = np.random.default_rng(seed)
+    with (fresh / "model.safetensors").open("r+b") as file:
+        for entry in weights.entries.values():
+            if entry.name.startswith(parts) and len(entry.shape) == 2:
+                tensor = weights.float32(entry)
+                file.seek(entry.begin)
+                file.write((tensor + random.standard_normal(tensor.shape, np.float32) * (_NOISE * float(tensor.std()))).tobytes())
+    fresh.rename(place)

@@ -8,27 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
 import orjson
 
-from flatshare.bench import memory_peers
+from flatshare.bench import memory_peers, thrash
 from flatshare.bench.memory_peers import NO_PEERS, Peers
 from flatshare.bench.numbers import median, percentile
-from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, running_server, start_server
-from flatshare.bench.slow_store import BUCKET, slow_store
+from flatshare.bench.server import PlainCaller, RunningServer, running_server
 from flatshare.bench.story import Results, Steps, _after_unload, import_all
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
 from flatshare.bench.traffic import Pick, at_random_moments, flood
-from flatshare.client.deploy import EndpointPlan, ensure_endpoint
 
 TARGETS = {
     "memory_after_unload_ratio": 1.05, "neighbour_added_services": 1.5, "neighbour_load_ratio": 1.2,
 }  # fmt: skip
 AT_LEAST = {"overload_goodput_ratio": 0.95, "thrash_goodput_ratio": 1.5}
-ROOMY, HALF = "6GiB", "700MiB"
+ROOMY = "6GiB"
 _VICTIM_RPS, _FLOOD_CALLERS = 5.0, 16
 _DEADLINE_MS = 1_000.0
-_THRASH_RPS = 30.0
 _CGROUP = Path("/sys/fs/cgroup/memory")
 _GIB = 2**30
 
@@ -40,9 +36,11 @@ class Scale:
     seconds: float = 40.0
     overload_s: float = 60.0
     tenants: int = 24
+    customers: int = 12
+    """Of the catalogue of unequal models."""
 
 
-QUICK = Scale(seconds=8.0, overload_s=10.0)
+QUICK = Scale(seconds=8.0, overload_s=10.0, customers=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,41 +162,8 @@ def _overload(ground: Ground) -> None:
 
 
 def _thrash(ground: Ground) -> None:
-    """Twice the budget, Zipf, and a store that takes 200 ms for each question: by value, and by plain LRU."""
-    step = ground.begin("thrashing, by value and by LRU", 2)
-    catalogue, results = ground.catalogue, ground.results
-    order = np.random.default_rng(3).permutation(len(catalogue))
-    weights = 1 / np.arange(1, len(catalogue) + 1)
-    chosen = order[np.random.default_rng(5).choice(len(catalogue), size=100_000, p=weights / weights.sum())]
-    pick: Pick = lambda number: (catalogue[chosen[number]].target, text_of(30, number))  # noqa: E731
-    good = {}
-    with slow_store(ground.prefix, 0.2) as environment:
-        for policy in ("value", "lru"):
-            with _thrashing(ground, policy, environment) as server:
-                before = server.status()["decision_counts"].get("load", 0)
-                seconds = 2 * ground.scale.seconds
-                found = at_random_moments(server, pick, rate_rps=_THRASH_RPS, seconds=seconds, deadline_ms=_DEADLINE_MS)
-                good[policy] = sum(answer.is_in_time(_DEADLINE_MS) for answer in found)
-                results.put(f"thrash_{policy}_loads", server.status()["decision_counts"].get("load", 0) - before, 0)
-                results.put(f"thrash_{policy}_in_time_share", good[policy] / len(found), 3)
-            step()
-    results.put("thrash_goodput_ratio", good["value"] / max(1, good["lru"]), 3)
-
-
-@contextmanager
-def _thrashing(ground: Ground, policy: str, environment: dict[str, str]) -> Iterator[RunningServer]:
-    """A server with half of the memory that the catalogue needs, which has seen each model once."""
-    settings = ground.folder / f"{policy}.toml"
-    settings.write_text(f'[memory]\norder = "{policy}"\n')
-    server = start_server(ground.folder / "thrash", HALF, options=("--settings", str(settings)), environment=environment)
-    try:
-        ensure_endpoint(server.sagemaker, EndpointPlan(ENDPOINT, f"s3://{BUCKET}/"))
-        server.sagemaker.get_waiter("endpoint_in_service").wait(EndpointName=ENDPOINT, WaiterConfig={"Delay": 1, "MaxAttempts": 60})
-        for tenant in ground.catalogue:
-            server.invoke(tenant.target, "hello")
-        yield server
-    finally:
-        server.close()
+    equal = thrash.equal_models(ground.prefix, ground.catalogue)
+    thrash.run(ground.folder, equal, ground.scale.customers, ground.scale.seconds, ground.results, ground.begin)
 
 
 def _in_one_gib(ground: Ground) -> None:

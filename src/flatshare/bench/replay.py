@@ -25,7 +25,6 @@ from flatshare.policy.evict import Holders, Manners, Order, Resident
 WINDOW_S = 600.0
 SHARES = (0.1, 0.2, 0.4)
 """Of the catalogue: what memory holds."""
-_SCRATCH_SHARE = 0.05
 _UNIT = 1_000  # bytes of a model: all are alike here
 
 
@@ -103,10 +102,8 @@ class _Instance:
         self._load_s = load_s
         self._used_s: OrderedDict[ModelKey, float] = OrderedDict()
         self._ready_s: dict[ModelKey, float] = {}
-        self._scratch: set[ModelKey] = set()
         self._order = order
         self._memory = places * _UNIT
-        self._scratch_bytes = max(_UNIT, round(_SCRATCH_SHARE * places) * _UNIT) if order is Order.VALUE else 0
         self.loads = 0
 
     def ask(self, key: ModelKey, at_s: float) -> bool:
@@ -121,30 +118,22 @@ class _Instance:
 
     def _load(self, key: ModelKey, at_s: float) -> None:
         self.loads += 1
-        season = self._demand.season()
-        worth = self._demand.worth(key, season, 1.0)
+        worth = self._demand.worth(key)
         found = admit.decide(self._view(at_s), Need(0, {}, {TensorDigest(key): _UNIT}, worth=worth))
         for victim in found.victims:
             self._demand.evicted(victim)
-            self._scratch.discard(victim)
             del self._used_s[victim], self._ready_s[victim]
-        if found.is_scratch:
-            self._scratch.add(key)
         self._ready_s[key] = at_s + self._load_s
         self._demand.loaded(key, self._load_s)
 
     def _view(self, at_s: float) -> MemoryView:
-        season = self._demand.season() if self._order is Order.VALUE else None
+        is_value = self._order is Order.VALUE
         residents = tuple(
-            Resident(
-                key, used_s, 0, 0, {TensorDigest(key): _UNIT},
-                worth=self._demand.worth(key, season, 1.0) if season else 0.0,
-                loaded_s=self._ready_s[key], reload_s=self._load_s, is_scratch=key in self._scratch,
-            )
+            Resident(key, used_s, 0, 0, {TensorDigest(key): _UNIT}, worth=self._demand.worth(key) if is_value else 0.0)
             for key, used_s in self._used_s.items()
-        )  # fmt: skip
+        )
         holders = Holders(Counter({TensorDigest(key): 1 for key in self._used_s}))
-        rules = Rules(Manners(self._order, at_s, min_residency_s=5.0), scratch_bytes=self._scratch_bytes)
+        rules = Rules(Manners(self._order, at_s))
         mapped = _UNIT * len(self._used_s)
         return MemoryView(self._memory, self._memory, 0, 0, mapped, residents, holders, rules)
 

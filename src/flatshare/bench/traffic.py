@@ -7,7 +7,7 @@ caller waits for it would count as the server's time; and an open loop needs as 
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -23,8 +23,10 @@ _DEADLINE = "X-Flatshare-Deadline-Ms"
 _MOST_CONNECTIONS = 4_096
 _LEAD_S = 0.1
 
-Pick = Callable[[int], tuple[str, str]]
-"""Target model and text of the request with this number."""
+Body = str | Mapping[str, object]
+"""A text, or all of a request's JSON."""
+Pick = Callable[[int], tuple[str, Body]]
+"""Target model and body of the request with this number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ def flood(server: RunningServer, targets: Sequence[str], *, callers: int, tokens
         thread.join()
 
 
-def _invocation(target: str, text: str, deadline_ms: float | None = None) -> bytes:
+def _invocation(target: str, body: Body, deadline_ms: float | None = None) -> bytes:
     more = f"X-Amzn-SageMaker-Target-Model: {target}\r\n" + (f"{_DEADLINE}: {deadline_ms:g}\r\n" if deadline_ms else "")
-    return _message("POST", f"/endpoints/{ENDPOINT}/invocations", orjson.dumps({"inputs": text}), more)
+    return _message("POST", f"/endpoints/{ENDPOINT}/invocations", orjson.dumps({"inputs": body} if isinstance(body, str) else body), more)
 
 
 class _Lines:

@@ -108,7 +108,7 @@ def auth(frame: Frame) -> None:
 @click.option("--triton", type=_VENV, help="Measure memory on real Triton too: a virtual environment with nvidia-pytriton.")
 @click.option("--mlserver", type=_VENV, help="The same of MLServer: one with mlserver, onnxruntime and tokenizers.")
 def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) -> None:
-    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about ten minutes and 14 GB of disk.
+    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about 20 minutes and 22 GB of disk.
 
     \b
     Examples:
@@ -124,7 +124,7 @@ def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) 
         raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(PARTS)}", param_hint="--only")
     frame.measure(
         "memory",
-        14_000_000_000,
+        22_000_000_000,
         lambda folder, begin: run(folder, scale, begin, names, Peers(triton, mlserver)),
         TARGETS | AT_LEAST,
         at_least=AT_LEAST,

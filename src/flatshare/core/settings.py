@@ -90,17 +90,16 @@ class StoreLimits:
 class CacheSettings:
     """Section `[memory]`: which models stay in memory."""
 
-    order: Literal["value", "lru"] = "lru"
-    """Who leaves first: the model that was used least recently, or the one that saves its callers the least time per byte."""
+    order: Literal["value", "lru"] = "value"
+    """Who leaves first: the model that saves its callers the least time per byte, or the one that was used least recently."""
     mode: Literal["overcommitted", "all-resident"] = "overcommitted"
     """All-resident refuses what would push another model out."""
     pinned: tuple[str, ...] = ()
     """Target models that are never evicted; `*` stands for any characters."""
     ttl_s: float | None = None
     """An idle model leaves after so long, also when there is room."""
-    min_residency_s: float = 5.0  # this and the next go with the order "value"
-    scratch_share: float = 0.05
-    """Of the memory: kept for models that are worth less than what they would push out."""
+    scratch_share: float = 0.0
+    """Of the memory, with the order "value": kept for models that are worth less than what they would push out."""
     tenant_pattern: str = r"([^/]+)/"
     """Matched at the begin of a target model; the first group is its tenant."""
     recycle_share: float = 0.25

@@ -284,7 +284,7 @@ class ModelCache:
                 return None
             model = await self._loader.load(key, stored)
         now_s = self._clock.monotonic_s()
-        entry.loaded_s, entry.is_scratch = now_s, entrance.is_scratch
+        entry.is_scratch = entrance.is_scratch
         self.demand.loaded(key, found_s + now_s - began_s)  # without the wait for a turn, which is not the model's
         self._note("load", source.uri, entrance.reason, entry.began_s)
         manifest = stored.manifest
@@ -323,7 +323,7 @@ class ModelCache:
     def held(self) -> Iterator[Held]:
         for key, entry in self._entries.items():
             if entry.is_loaded:
-                yield Held(key, entry.source, entry.used_s, entry.loaded_s, entry.leases, entry.is_scratch)
+                yield Held(key, entry.source, entry.used_s, entry.leases, entry.is_scratch)
 
     def is_idle(self, key: ModelKey) -> bool:
         entry = self._entries.get(key)

@@ -16,7 +16,7 @@ from flatshare.core.clock import Clock
 from flatshare.core.ids import ModelKey
 from flatshare.policy import thrash, worth
 from flatshare.policy.thrash import LoadEvent, Thrash
-from flatshare.policy.worth import Season, Visits
+from flatshare.policy.worth import Visits
 
 MOST = 100_000
 _UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
@@ -47,9 +47,7 @@ class DemandBook:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._began_s = clock.monotonic_s()
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
-        self._cohort = [0.0] * worth.BINS
         self._evicted_s: dict[ModelKey, float] = {}
         self._causes: dict[ModelKey, str] = {}
         self._loads: deque[LoadEvent] = deque(maxlen=4096)
@@ -58,19 +56,14 @@ class DemandBook:
     def visit(self, key: ModelKey, source: ModelSource, at_s: float | None = None) -> None:
         """A request came: now, or a little before, by the monotonic clock."""
         now_s = self._clock.monotonic_s() if at_s is None else at_s
-        hour = worth.bin_of(self._clock.wall_s() - self._clock.monotonic_s() + now_s)
         known = self._models.get(key)
         if known is None:
-            visits = worth.first_visit(now_s, hour)
-            self._models[key] = Known(source, visits, _UNKNOWN_RELOAD_S)
+            self._models[key] = Known(source, Visits(now_s), _UNKNOWN_RELOAD_S)
             if len(self._models) > MOST:
                 self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
-            visits = worth.next_visit(known.visits, now_s, hour)
-            self._models[key] = Known(source, visits, known.reload_s)
+            self._models[key] = Known(source, worth.next_visit(known.visits, now_s), known.reload_s)
             self._models.move_to_end(key)
-        if known is None or visits.starts is not known.visits.starts:
-            self._cohort[hour] += 1
 
     def loaded(self, key: ModelKey, took_s: float) -> None:
         """A load ended well, after so long, all waits included that a rider would feel too."""
@@ -105,20 +98,12 @@ class DemandBook:
         if len(self._evicted_s) > len(self._models) + 1_024:
             self._evicted_s = {k: at_s for k, at_s in self._evicted_s.items() if now_s - at_s < thrash.EVICTED_LATELY_S}
 
-    def season(self) -> Season:
-        """The moment, for `worth`."""
-        now_s, hour = self._clock.monotonic_s(), worth.bin_of(self._clock.wall_s())
-        observed_h = (now_s - self._began_s) / 3_600
-        # All that was watched so far was in the hours just past; later each hour of a weekday has come five times a week.
-        bin_h = min(observed_h, max(1.0, observed_h * (5 if hour < 24 else 2) / 168))
-        models = max(1, len(self._models))
-        return Season(now_s, hour, observed_h, bin_h, self._cohort[hour] / models / max(1.0, bin_h), sum(self._cohort) / models)
-
-    def worth(self, key: ModelKey, season: Season, weight: float) -> float:
-        known = self._models.get(key)
+    def worth(self, key: ModelKey, weight: float = 1.0) -> float:
+        """What it is worth now to have the model in memory."""
+        known, now_s = self._models.get(key), self._clock.monotonic_s()
         if known is None:
-            return worth.worth(None, season, _UNKNOWN_RELOAD_S, weight)
-        return worth.worth(known.visits, season, known.reload_s, weight)
+            return worth.worth(None, now_s, _UNKNOWN_RELOAD_S, weight)
+        return worth.worth(known.visits, now_s, known.reload_s, weight)
 
     def reload_s(self, key: ModelKey) -> float:
         """How long a load of the model takes, as far as is known; zero if it was never loaded."""
@@ -148,10 +133,7 @@ class DemandBook:
         if key in self._models:
             return
         then_s = self._clock.monotonic_s() - age_s
-        visits = replace(known.visits, last_s=then_s, recent=1.0, recent_s=then_s)
-        self._models[key] = Known(known.source, visits, known.reload_s)
-        for hour, starts in enumerate(visits.starts):
-            self._cohort[hour] += starts
+        self._models[key] = Known(known.source, replace(known.visits, last_s=then_s), known.reload_s)
 
 
 def records(path: Path, now_s: float) -> list[Record]:
@@ -161,6 +143,6 @@ def records(path: Path, now_s: float) -> list[Record]:
 
 
 def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
-    visits = fields["visits"] | {"starts": tuple(fields["visits"]["starts"])}
+    visits = fields["visits"] | {"faded": tuple(fields["visits"]["faded"])}
     known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
     return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

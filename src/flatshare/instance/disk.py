@@ -28,6 +28,7 @@ from flatshare.core.sizes import format_size
 from flatshare.instance.demand import UNREADABLE, DemandBook, records
 from flatshare.policy import evict, worth
 from flatshare.policy.evict import Holders, Manners, Order, Resident, Shortage
+from flatshare.policy.worth import Visits
 from flatshare.store.catalog import CatalogedModel
 from flatshare.store.tensors import TensorStore
 
@@ -114,7 +115,7 @@ class DiskRoom:
         models = self._store.catalog.models()
         residents = [values.resident(model, is_in_use=model.manifest.digest in self._in_use) for model in models]
         holders = Holders(Counter(tensor for resident in residents for tensor in resident.tensors))
-        victims = evict.choose(residents, holders, shortage, Manners(Order.VALUE, now_s=time.time()))
+        victims = evict.choose(residents, holders, shortage, Manners(Order.VALUE))
         if victims is None:
             return False
         if newcomer is not None and newcomer.urgency is Urgency.AHEAD:
@@ -153,7 +154,7 @@ class _Values:
             with suppress(*UNREADABLE):  # its instance has gone, or will write it anew
                 for record in records(path, now_s=time.time()):
                     self._demand.restore(record.key, record.known, record.age_s)
-        self._season = self._demand.season()
+        self._now_s = SystemClock().monotonic_s()
         self._usual_s = median(self._took_s.values()) if self._took_s else _UNKNOWN_IMPORT_S
 
     def resident(self, model: CatalogedModel, *, is_in_use: bool) -> Resident:
@@ -164,13 +165,13 @@ class _Values:
 
     def of(self, newcomer: Newcomer) -> float:
         known = self._demand.known().get(model_key(newcomer.uri))
-        return worth.worth(known.visits if known else None, self._season, self._usual_s)
+        return worth.worth(known.visits if known else None, self._now_s, self._usual_s)
 
     def _worth(self, key: ModelKey, used_s: float, took_s: float) -> float:
         """A model that no instance remembers was asked for once, when it was last used."""
         known = self._demand.known().get(key)
-        then_s = self._season.now_s - (time.time() - used_s)
-        return worth.worth(known.visits if known else worth.first_visit(then_s, self._season.bin), self._season, took_s)
+        then_s = self._now_s - (time.time() - used_s)
+        return worth.worth(known.visits if known else Visits(then_s), self._now_s, took_s)
 
 
 def _pieces(model: CatalogedModel) -> Mapping[TensorDigest, int]:

@@ -82,7 +82,7 @@ class Explainer:
         view = self._cache.room.view()
         order = evict.ranked(view.residents, view.holders, view.rules.manners)
         mine = next((resident for resident in view.residents if resident.key == key), None)
-        season, tenant = self._cache.demand.season(), self._cache.room.tenant(source)
+        tenant = self._cache.room.tenant(source)
         return Explanation(
             uri=source.uri,
             tenant=tenant,
@@ -90,7 +90,7 @@ class Explainer:
             is_pinned=self._cache.room.is_pinned(source),
             leases=mine.leases if mine else 0,
             idle_s=view.rules.manners.now_s - mine.used_s if mine else None,
-            worth_ms_per_s=1e3 * self._cache.demand.worth(key, season, self._cache.room.weight(tenant)),
+            worth_ms_per_s=1e3 * self._cache.demand.worth(key, self._cache.room.weight(tenant)),
             reload_ms=1e3 * self._cache.demand.reload_s(key),
             rank=next((index for index, resident in enumerate(order) if resident.key == key), None),
             spared_because=_spared_because(mine, view) if mine else None,
@@ -126,7 +126,5 @@ def _spared_because(resident: Resident, view: MemoryView) -> str | None:
         return f"{resident.leases} requests use it"
     if resident.is_pinned:
         return "it is pinned"
-    if view.rules.manners.is_young(resident):
-        return "it was loaded a moment ago: others leave before it"
     floor = view.rules.manners.floors.get(resident.tenant)
     return f"its tenant has a floor of {floor} bytes" if floor else None

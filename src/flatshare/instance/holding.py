@@ -31,7 +31,6 @@ class Holding:
     checked_s: float
     """When the artifact was last looked at."""
     leases: int = 0
-    loaded_s: float = 0.0
     is_scratch: bool = False
     is_ahead: bool = False
     """Loaded for whoever comes next, so it is wanted although nobody waits."""

@@ -45,8 +45,7 @@ class HotSet:
     async def warm(self, but: Container[ModelKey] = ()) -> None:
         """Load the most valuable ones, one after the other, as long as there is room; none of `but`, which are suspects."""
         demand = self._cache.demand
-        season = demand.season()
-        values = {key: demand.worth(key, season, 1.0) for key in demand.known()}
+        values = {key: demand.worth(key) for key in demand.known()}
         for key in sorted(values, key=values.__getitem__, reverse=True):
             if self._is_full:
                 return
@@ -69,8 +68,8 @@ class HotSet:
 
     async def bring_back(self) -> None:
         """One look."""
-        demand, season = self._cache.demand, self._cache.demand.season()
-        for key in sorted(demand.evicted_models(), key=lambda key: -demand.worth(key, season, 1.0)):
+        demand = self._cache.demand
+        for key in sorted(demand.evicted_models(), key=lambda key: -demand.worth(key)):
             if self._is_full:
                 return
             await self._load(key, demand.known()[key].source)

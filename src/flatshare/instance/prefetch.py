@@ -52,10 +52,9 @@ class Prefetcher:
     async def _absent(self) -> list[tuple[ModelKey, Known]]:
         """Models that were asked for once and are not on the disk, the most valuable first."""
         demand = self._cache.demand
-        season = demand.season()
         known = {key: found for key, found in demand.known().items() if self._failed.get(key) != found.visits.requests}
         uris = {key: ArtifactUri(found.source.uri) for key, found in known.items()}
         here = await asyncio.to_thread(self._catalog.artifacts)
         absent = [key for key, uri in uris.items() if uri not in here and self._cache.state_of(key) == "absent"]
-        absent.sort(key=lambda key: demand.worth(key, season, 1.0), reverse=True)
+        absent.sort(key=demand.worth, reverse=True)
         return [(key, known[key]) for key in absent]

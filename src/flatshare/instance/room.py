@@ -27,7 +27,6 @@ class Held:
     key: ModelKey
     source: ModelSource
     used_s: float
-    loaded_s: float
     leases: int
     is_scratch: bool
 
@@ -99,13 +98,11 @@ class Room:
 
     def view(self) -> MemoryView:
         """The books and the models as the policies see them."""
-        season = self._demand.season()
         residents = tuple(
             Resident(
                 held.key, held.used_s, held.leases, reservation.footprint.own_bytes, reservation.tensors, reservation.footprint.shared,
-                worth=self._demand.worth(held.key, season, self.weight(tenant)),
-                tenant=tenant, loaded_s=held.loaded_s, reload_s=self._demand.reload_s(held.key),
-                is_pinned=self.is_pinned(held.source), is_scratch=held.is_scratch,
+                worth=self._demand.worth(held.key, self.weight(tenant)),
+                tenant=tenant, is_pinned=self.is_pinned(held.source), is_scratch=held.is_scratch,
             )
             for held in self._table.held()
             for reservation, tenant in [(self._books.reservation(held.key), self.tenant(held.source))]
@@ -115,7 +112,7 @@ class Room:
     def need(self, key: ModelKey, source: ModelSource, reservation: Reservation) -> Need:
         """What a model takes; the policy subtracts what is there already."""
         tenant = self.tenant(source)
-        value = self._demand.worth(key, self._demand.season(), self.weight(tenant))
+        value = self._demand.worth(key, self.weight(tenant))
         if self.is_pinned(source):
             value = float("inf")
         return Need(reservation.footprint.own_bytes, reservation.footprint.shared, reservation.tensors, tenant, value)
@@ -199,7 +196,6 @@ class Room:
         manners = Manners(
             order=Order(memory.order),
             now_s=self._now_s(),
-            min_residency_s=memory.min_residency_s,
             floors={tenant: settings.floor_bytes for tenant, settings in named.items() if settings.floor_bytes},
         )
         scratch_share = memory.scratch_share if memory.order == "value" else 0.0

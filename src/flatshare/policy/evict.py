@@ -1,6 +1,6 @@
 """Which models leave memory: those that are worth least per byte that would really come free, or those used least recently.
 
-Never one that is lent out, pinned, hardly loaded yet, or below what its tenant was promised.
+Never one that is lent out, pinned, or below what its tenant was promised.
 """
 
 from collections import Counter
@@ -12,7 +12,6 @@ from typing import TypeVar
 from flatshare.core.ids import NOBODY, ModelKey, Tenant, TensorDigest
 
 Name = TypeVar("Name", bound=str)
-_RELOADS = 3.0  # a model that leaves sooner than three times its load took has cost more than it gave
 
 
 class Order(StrEnum):
@@ -36,9 +35,6 @@ class Resident:
     worth: float = 0.0
     """User-seconds that it saves per second while it is here (policy/worth.py)."""
     tenant: Tenant = NOBODY
-    loaded_s: float = float("-inf")
-    reload_s: float = 0.0
-    """How long a load takes."""
     is_pinned: bool = False
     is_scratch: bool = False
     """In the scratch slot: it was worth less than what it would have pushed out, and goes first."""
@@ -72,8 +68,6 @@ class Manners:
 
     order: Order = Order.LRU
     now_s: float = 0.0
-    min_residency_s: float = 0.0
-    """Younger models, and those whose load took a third of their stay or more, leave only if others do not suffice."""
     floors: Mapping[Tenant, int] = field(default_factory=dict)
     """Bytes by tenant that nobody else can push out."""
     requester: Tenant | None = None
@@ -81,12 +75,6 @@ class Manners:
 
     def is_spared(self, resident: Resident) -> bool:
         return resident.leases > 0 or resident.is_pinned
-
-    def is_young(self, resident: Resident) -> bool:
-        """It leaves after its elders. No more than that: were it spared, cold requests would wait for its birthday. LRU knows no youth."""
-        if self.order is not Order.VALUE:
-            return False
-        return self.now_s - resident.loaded_s < max(self.min_residency_s, _RELOADS * resident.reload_s)
 
 
 PLAIN = Manners()
@@ -101,22 +89,22 @@ def ranked(residents: Iterable[Resident], holders: Holders, manners: Manners = P
 def choose(residents: Iterable[Resident], holders: Holders, shortage: Shortage, manners: Manners = PLAIN) -> tuple[ModelKey, ...] | None:
     """A whole set of victims that ends the shortage, or None if all that may leave together would not.
 
-    What is held together comes free with its last holder, which may be a later victim.
+    What is held together comes free with its last holder, which may be a later victim. By value, nobody leaves whom a later victim makes
+    needless: one large model instead of it and a small one.
     """
     everyone = tuple(residents)
-    tensors, shared = dict(holders.tensors), dict(holders.shared)
-    floors = _Floors(everyone, manners)
-    victims: list[ModelKey] = []
+    left, floors, victims = _Left(holders), _Floors(everyone, manners), list[Resident]()
     for resident in ranked(everyone, holders, manners):
         if shortage.is_over:
             break
         if not floors.allow(resident):
             continue
-        anonymous = resident.anonymous_bytes + _released(resident.shared, shared)
-        mapped = _released(resident.tensors, tensors)
-        shortage = Shortage(shortage.anonymous_bytes - anonymous, shortage.total_bytes - anonymous - mapped)
-        victims.append(resident.key)
-    return tuple(victims) if shortage.is_over else None
+        shortage = left.without(resident, shortage)
+        victims.append(resident)
+    if not shortage.is_over:
+        return None
+    needless = _needless(victims, left, shortage) if manners.order is Order.VALUE else frozenset[ModelKey]()
+    return tuple(victim.key for victim in victims if victim.key not in needless)
 
 
 def freed_bytes(resident: Resident, holders: Holders) -> int:
@@ -126,9 +114,9 @@ def freed_bytes(resident: Resident, holders: Holders) -> int:
     return resident.anonymous_bytes + tensors + shared
 
 
-def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, bool, float, float]:
+def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, float, float]:
     value = resident.worth / max(1, freed_bytes(resident, holders)) if manners.order is Order.VALUE else 0.0
-    return (not resident.is_scratch, manners.is_young(resident), value, resident.used_s)
+    return (not resident.is_scratch, value, resident.used_s)
 
 
 class _Floors:
@@ -160,11 +148,42 @@ class _Floors:
         return True
 
 
-def _released(held: Mapping[Name, int], left: dict[Name, int]) -> int:
-    """Bytes that lose their last holder; `left` keeps the count over the victims so far."""
-    freed = 0
+def _needless(victims: list[Resident], left: "_Left", shortage: Shortage) -> frozenset[ModelKey]:
+    """Those without whom the shortage is over too, the most valuable first. `left` and `shortage` are as if all had gone."""
+    needless = set[ModelKey]()
+    for victim in reversed(victims):
+        still = left.with_again(victim, shortage)
+        if still.is_over:
+            needless.add(victim.key)
+            shortage = still
+        else:
+            left.without(victim, still)
+    return frozenset(needless)
+
+
+class _Left:
+    """How many still hold what can be held together, as one victim after the other goes."""
+
+    def __init__(self, holders: Holders) -> None:
+        self._tensors, self._shared = dict(holders.tensors), dict(holders.shared)
+
+    def without(self, resident: Resident, shortage: Shortage) -> Shortage:
+        """It goes; what is lacking afterwards."""
+        anonymous = resident.anonymous_bytes + _moved(resident.shared, self._shared, last=1, by=-1)
+        mapped = _moved(resident.tensors, self._tensors, last=1, by=-1)
+        return Shortage(shortage.anonymous_bytes - anonymous, shortage.total_bytes - anonymous - mapped)
+
+    def with_again(self, resident: Resident, shortage: Shortage) -> Shortage:
+        """It stays after all; what is lacking then."""
+        anonymous = resident.anonymous_bytes + _moved(resident.shared, self._shared, last=0, by=1)
+        mapped = _moved(resident.tensors, self._tensors, last=0, by=1)
+        return Shortage(shortage.anonymous_bytes + anonymous, shortage.total_bytes + anonymous + mapped)
+
+
+def _moved(held: Mapping[Name, int], left: dict[Name, int], *, last: int, by: int) -> int:
+    """Bytes of what had `last` holders, before their number changes by so much."""
+    moved = 0
     for name, size in held.items():
-        left[name] -= 1
-        if left[name] == 0:
-            freed += size
-    return freed
+        moved += size if left[name] == last else 0
+        left[name] += by
+    return moved
