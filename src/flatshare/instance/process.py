@@ -77,9 +77,7 @@ async def serve_until_stopped(
     )  # fmt: skip
     door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
     app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
-    server = HandlerServer(
-        app.handle, Bounds(max_body_bytes=MAX_BODY_BYTES, idle_s=_KEEP_ALIVE_S, has_outlets=True), drain_s=settings.drain_s
-    )
+    server = HandlerServer(app.handle, _BOUNDS, drain_s=settings.drain_s)
     watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     if at.follow_stdin:
