@@ -15,6 +15,7 @@ import orjson
 
 from flatshare.bench import imports
 from flatshare.bench.bare import BareEngine
+from flatshare.bench.grpc_echo import METHOD, echo_server
 from flatshare.bench.numbers import median, percentile
 from flatshare.bench.server import ENDPOINT, PlainCaller, RunningServer, invocation, running_server
 from flatshare.bench.story import ROOMY, Results, Steps, import_all
@@ -26,7 +27,7 @@ TARGETS = {
 }  # fmt: skip
 MODELS = 20
 _SETTLING_TURNS = 2  # the first loads the models
-_METHOD = "/inference.GRPCInferenceService/ModelInfer"
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 Call = Callable[[str, str], Callable[[], object]]
 """From a target and a text to a call that is ready to be made: what a client does beforehand is not measured."""
 
@@ -42,8 +43,10 @@ def run(folder: Path, calls: int, heads: int, begin: Steps) -> dict[str, float]:
     with running_server(data, prefix, ROOMY) as server:
         import_all(server, catalogue, begin)
     with running_server(data, prefix, ROOMY) as server:  # another one, whose processes are those that serve: importers come and go
+        bare = BareEngine(data / "store", prefix)
         step = begin("one caller, every protocol in turn", calls + _SETTLING_TURNS * MODELS)
-        _added(server, BareEngine(data / "store", prefix), catalogue, calls, results, step)
+        _added(server, bare, catalogue, calls, results, step)
+    results.put("grpc_echo_p50_ms", _grpc_echo_ms(bare, catalogue, calls), 3)
     step = begin("importing a checkpoint, registering heads", 2)
     results.put("import_90mb_s", imports.import_90mb_s())
     step()
@@ -108,6 +111,23 @@ def _roads(server: RunningServer, stack: ExitStack) -> dict[str, Call]:
     return roads
 
 
+def _grpc_echo_ms(bare: BareEngine, models: list[Tenant], calls: int) -> float:
+    """What the gRPC library alone takes, without a server of ours: an echo, the engine having run before each call as it does on a server.
+
+    Its caches are then as cold as there; in a loop of its own an echo takes a third.
+    """
+    import grpc  # noqa: PLC0415  # the other benchmarks do without
+
+    took: list[float] = []
+    with echo_server() as address, grpc.insecure_channel(address) as channel:
+        send = channel.unary_unary(METHOD)
+        for index in range(calls + MODELS):
+            text = text_of(30, index)
+            bare.run_s(models[index % len(models)].target, text)
+            took.append(_timed(partial(send, text.encode())))
+    return 1e3 * median(took[MODELS:])
+
+
 def _post(caller: PlainCaller, message: bytes) -> None:
     status, answer = caller.exchange(message)
     if status != 200:
@@ -144,7 +164,7 @@ def _grpc_road(server: RunningServer, stack: ExitStack) -> Call:
 
     assert server.grpc_address is not None, "the server was started without gRPC"
     channel = stack.enter_context(grpc.insecure_channel(server.grpc_address))
-    send = channel.unary_unary(_METHOD)
+    send = channel.unary_unary(_INFER)
 
     def road(target: str, text: str) -> Callable[[], object]:
         message = MESSAGES["ModelInferRequest"](model_name=f"{ENDPOINT}/{target}", raw_input_contents=[_raw(text)])
