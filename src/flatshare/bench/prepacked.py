@@ -1,16 +1,21 @@
 """`flatshare bench prepacked`: how much faster prepacked weights, in a session of their own, would be than mapped ones on this machine.
 
-There is no such tier: docs/decisions/0069-no-prepacked-tier.md says why, from these figures.
+There is no such tier yet: docs/decisions/0069-no-prepacked-tier.md says why, from these figures. OpenVINO is measured beside ONNX Runtime
+if it is installed: `pip install openvino`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from flatshare.bench.numbers import median
 from flatshare.bench.tenants import base_checkpoint, tenants, write_tenants
@@ -26,6 +31,10 @@ from flatshare.store.tensors import TensorStore
 TARGETS = {"prepacked_speedup": 1.3}
 _TOKENS = (8, 16, 30, 60, 120, 250)
 Steps = Callable[[str, int], Callable[[], None]]
+Feeds = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]
+Runner = Callable[[Feeds], Any]
+"""From token ids to vectors."""
+Maker = Callable[[StoredModel, MappedModel], Runner]
 
 
 def run(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
@@ -33,18 +42,24 @@ def run(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
     stored = _imported(folder, models, begin)
     backend = MappedBackend(concurrent_runs=1)
     mapped = [backend.load(model) for model in stored]
-    before, began_s = anonymous_bytes(), time.perf_counter()
-    packed = [own_session(model, loaded, folder) for model, loaded in zip(stored, mapped, strict=True)]
-    results = {
-        "prepacked_create_ms": 1e3 * (time.perf_counter() - began_s) / models,
-        "prepacked_mb_per_model": (anonymous_bytes() - before) / models / 1e6,
-    }
-    step = begin("runs, mapped and prepacked in turn", len(_TOKENS))
+    makers: dict[str, Maker] = {"prepacked": lambda one, loaded: _session_runner(own_session(one, loaded, folder))}
+    if find_spec("openvino") is not None:
+        openvino: Any = import_module("openvino")
+        makers["openvino"] = partial(_openvino_runner, openvino, openvino.Core())
+    runners: dict[str, list[Runner]] = {"mapped": [_mapped_runner(model) for model in mapped]}
+    results: dict[str, float] = {}
+    for name, make in makers.items():
+        before, began_s = anonymous_bytes(), time.perf_counter()
+        runners[name] = [make(one, loaded) for one, loaded in zip(stored, mapped, strict=True)]
+        results[f"{name}_create_ms"] = 1e3 * (time.perf_counter() - began_s) / models
+        results[f"{name}_mb_per_model"] = (anonymous_bytes() - before) / models / 1e6
+    step = begin("runs, in turn", len(_TOKENS))
     for tokens in _TOKENS:
-        mapped_ms, packed_ms = _compare(mapped, packed, tokens, runs)
-        results |= {f"mapped_{tokens}_ms": mapped_ms, f"prepacked_{tokens}_ms": packed_ms, f"speedup_{tokens}": mapped_ms / packed_ms}
+        took_ms = _compare(runners, mapped[0]._architecture, tokens, runs)
+        results |= {f"{name}_{tokens}_ms": value for name, value in took_ms.items()}
+        results |= {f"{name}_speedup_{tokens}": took_ms["mapped"] / took_ms[name] for name in makers}
         step()
-    results["prepacked_speedup"] = results["speedup_30"]
+    results["prepacked_speedup"] = results["prepacked_speedup_30"]
     return {key: round(value, 3) for key, value in results.items()}
 
 
@@ -71,21 +86,43 @@ def _packing_options(folder: Path) -> ort.SessionOptions:
     return options
 
 
-def _compare(mapped: list[MappedModel], packed: list[ort.InferenceSession], tokens: int, runs: int) -> tuple[float, float]:
-    """Median milliseconds of both, and a check that they answer alike."""
-    took: tuple[list[float], list[float]] = ([], [])
-    bindings = [model._architecture.bind(model._weights) for model in mapped]
+def _mapped_runner(model: MappedModel) -> Runner:
+    architecture, bindings = model._architecture, model._architecture.bind(model._weights)
+    return lambda feeds: architecture.run(bindings, feeds)
+
+
+def _session_runner(session: ort.InferenceSession) -> Runner:
+    return lambda feeds: session.run(None, feeds)[0]
+
+
+def _openvino_runner(openvino: Any, core: Any, stored: StoredModel, model: MappedModel) -> Runner:
+    """Compiled with what is multiplied as constants; what is only looked up stays mapped. One thread, 32 bits."""
+    graph = onnx.load_model_from_string(Path(stored.graph_path).read_bytes())
+    tables = {name for node in graph.graph.node if node.op_type == "EmbedLayerNormalization" for name in node.input}
+    weights = {name: weight.numpy() for name, weight in zip(model._architecture.weight_names, model._weights, strict=True)}
+    inputs = [value for value in graph.graph.input if value.name not in weights or value.name in tables]
+    del graph.graph.input[:]
+    graph.graph.input.extend(inputs)
+    graph.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items() if name not in tables)
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(graph.SerializeToString()), "CPU", options).create_infer_request()
+    for name in tables & weights.keys():
+        request.set_tensor(name, openvino.Tensor(weights[name], shared_memory=True))
+    return lambda feeds: next(iter(request.infer(feeds).values()))
+
+
+def _compare(runners: Mapping[str, list[Runner]], architecture: Architecture, tokens: int, runs: int) -> dict[str, float]:
+    """Median milliseconds of each, and a check that all answer alike."""
+    took: dict[str, list[float]] = {name: [] for name in runners}
     for number in range(runs):
-        index = number % len(mapped)
-        feeds = _feeds(mapped[index]._architecture, tokens, number)
-        began_s = time.perf_counter()
-        ours = mapped[index]._architecture.run(bindings[index], feeds)
-        middle_s = time.perf_counter()
-        [theirs] = packed[index].run(None, feeds)
-        took[1].append(time.perf_counter() - middle_s)
-        took[0].append(middle_s - began_s)
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    return 1e3 * median(took[0]), 1e3 * median(took[1])
+        feeds, answers = _feeds(architecture, tokens, number), []
+        for name, models in runners.items():
+            began_s = time.perf_counter()
+            answers.append(models[number % len(models)](feeds))
+            took[name].append(time.perf_counter() - began_s)
+        for answer in answers[1:]:
+            np.testing.assert_allclose(answer, answers[0], atol=1e-5)
+    return {name: 1e3 * median(seconds) for name, seconds in took.items()}
 
 
 def _feeds(architecture: Architecture, tokens: int, seed: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]:
