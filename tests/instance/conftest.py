@@ -19,6 +19,7 @@ from flatshare.instance import loading as loading_module
 from flatshare.instance.backends.fake import FakeBackend
 from flatshare.instance.books import Books
 from flatshare.instance.cache import ModelCache
+from flatshare.instance.finding import Found
 from flatshare.telemetry.journal import Entry, Journal
 
 BASE = 5_000
@@ -55,6 +56,7 @@ class FakeFinder:
     urgencies: list[Urgency] = field(default_factory=list)
     sources: list[ModelSource] = field(default_factory=list)
     hastened: list[ModelSource] = field(default_factory=list)
+    look_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -62,7 +64,7 @@ class FakeFinder:
     def put(self, name: str, size: int = 1_000, *, graph: str = "g", shared: dict[str, int] | None = None) -> None:
         self.models[name] = stored_model(name, {f"weights of {name}": size, **(shared or {})}, graph=graph)
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
         self.searches += 1
         self.urgencies.append(urgency)
         self.sources.append(source)
@@ -70,7 +72,7 @@ class FakeFinder:
         await self.gate.wait()
         await self.require(source)
         stored = self.models[source.uri.rsplit("/", 1)[1]]
-        return replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest))
+        return Found(replace(stored, measured_own_bytes=self.footprints.get(stored.manifest.digest)), self.look_s)
 
     async def require(self, source: ModelSource) -> None:
         name = source.uri.rsplit("/", 1)[1]

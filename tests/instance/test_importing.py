@@ -193,13 +193,13 @@ class TestProcess:
                 with pytest.raises(StoreUnavailable, match="died"):
                     await finding
             found = await finder.find(source(folder), NOBODY)
-        assert found.manifest.digest in kept(store)
+        assert found.stored.manifest.digest in kept(store)
 
     async def test_simultaneous_imports_of_several_models_all_succeed(self, store: TensorStore, models: Path) -> None:
         folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(4)]
         async with finder_of(store) as finder:
             found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
-        assert len({stored.manifest.digest for stored in found}) == 4
+        assert len({one.stored.manifest.digest for one in found}) == 4
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ class TestAhead:
                 finder.hasten(source(folder))
                 await until(lambda: bool(finder.importers.pids()) and ahead not in finder.importers.pids())
             found = await finding
-        assert found.manifest.digest in kept(store)
+        assert found.stored.manifest.digest in kept(store)
 
     async def test_to_hasten_what_nobody_fetches_changes_nothing(self, store: TensorStore, models: Path) -> None:
         async with finder_of(store) as finder:

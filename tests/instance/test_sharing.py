@@ -54,6 +54,20 @@ class TestValue:
             await flat.use("c.0")
             assert flat.resident == {"b.0", "c.0"}
 
+    async def test_an_import_is_no_part_of_what_a_reload_takes(self) -> None:
+        async with sharing() as flat:
+            flat.finder.look_s = 2.0
+            flat.finder.gate.clear()
+            imported = asyncio.create_task(flat.use("a.0"))
+            for _ in range(5):  # until it looks for the model
+                await asyncio.sleep(0)
+            assert flat.finder.searches == 1
+            flat.clock.advance(100)
+            flat.finder.gate.set()
+            await imported
+            await flat.use("b.0")
+            assert 0 < flat.cache.demand.reload_s(key_of("a.0")) == flat.cache.demand.reload_s(key_of("b.0")) < 2
+
     async def test_reloads_of_what_was_evicted_lately_are_the_thrash_index(self) -> None:
         async with sharing(models=1) as flat:
             for _ in range(3):

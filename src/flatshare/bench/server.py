@@ -92,10 +92,10 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, before: Sequence[str] = ()
+    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, options: Sequence[str] = (), before: Sequence[str] = ()
 ) -> Iterator[RunningServer]:
     """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures."""
-    server = start_server(data_dir, memory, key=key, before=before)
+    server = start_server(data_dir, memory, key=key, options=options, before=before)
     try:
         server.deploy(prefix)
         yield server

@@ -69,7 +69,9 @@ def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
         _lengths(server, catalogue, results, begin)
     with running_server(data, prefix, ROOMY) as server:
         _after_unload(server, catalogue, results, begin)
-    with running_server(data, prefix, TIGHT) as server:
+    by_age = folder / "lru.toml"  # so that each turn through the models meets only such as were evicted; what a load takes is the same
+    by_age.write_text('[memory]\norder = "lru"\n')
+    with running_server(data, prefix, TIGHT, options=("--settings", str(by_age))) as server:
         _cold_starts(server, catalogue, data / "store", scale, results, begin)
     return results.values
 

@@ -22,7 +22,7 @@ from flatshare.instance.backends.base import Backend, RemoteModel
 from flatshare.instance.board import Board
 from flatshare.instance.books import Balance, Books, Reservation
 from flatshare.instance.demand import DemandBook
-from flatshare.instance.finding import Finder
+from flatshare.instance.finding import Finder, Found
 from flatshare.instance.holding import Holding, Lease, Loaded
 from flatshare.instance.load_line import Loads, arrival, too_late
 from flatshare.instance.loading import Loader
@@ -249,15 +249,13 @@ class ModelCache:
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
-        started_s = self._clock.monotonic_s()
-        stored = await self._finder.find(source, self._digests_in_use(), urgency)
-        found_s = self._clock.monotonic_s() - started_s
-        reservation = self._loader.reservation(stored)
+        found = await self._finder.find(source, self._digests_in_use(), urgency)
+        reservation = self._loader.reservation(found.stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
         try:
             async with asyncio.timeout(None) as patience:
-                while (loaded := await self._in_turn(key, source, stored, reservation, found_s)) is None:
+                while (loaded := await self._in_turn(key, source, found, reservation)) is None:
                     if patience.when() is None:
                         patience.reschedule(asyncio.get_running_loop().time() + self._patience_s)
                     await self.room.change(0.25)
@@ -270,9 +268,7 @@ class ModelCache:
             ) from error
         return loaded
 
-    async def _in_turn(
-        self, key: ModelKey, source: ModelSource, stored: StoredModel, reservation: Reservation, found_s: float
-    ) -> Loaded | None:
+    async def _in_turn(self, key: ModelKey, source: ModelSource, found: Found, reservation: Reservation) -> Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
         tenant = self.room.tenant(source)
         async with self._loads.turns.turn(tenant, self._sharing.tenant(tenant).weight):
@@ -282,12 +278,12 @@ class ModelCache:
             entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
-            model = await self._loader.load(key, stored)
+            model = await self._loader.load(key, found.stored)
         now_s = self._clock.monotonic_s()
         entry.is_scratch = entrance.is_scratch
-        self.demand.loaded(key, found_s + now_s - began_s)  # without the wait for a turn, which is not the model's
+        self.demand.loaded(key, found.look_s + now_s - began_s)  # without import and wait for a turn, which a reload does not take again
         self._note("load", source.uri, entrance.reason, entry.began_s)
-        manifest = stored.manifest
+        manifest = found.stored.manifest
         return Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - entry.began_s)
 
     def is_quiet(self, but: ModelKey | None = None) -> bool:
@@ -304,7 +300,7 @@ class ModelCache:
         """
         started_s, before = self._clock.monotonic_s(), entry.ready.result().digest
         try:
-            stored = await self._finder.find(entry.source, self._digests_in_use())
+            stored = (await self._finder.find(entry.source, self._digests_in_use())).stored
         except FlatshareError as error:
             entry.checked_s = self._clock.monotonic_s() + _RECHECK_FAILED_S
             self._note("recheck", entry.source.uri, f"goes on with {before[:12]}: {error}", started_s)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -24,8 +25,17 @@ PLAIN_DISK = DiskSettings()
 _TRUST_DISK_S = 10.0  # to find out that a store is dead takes as long
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model on this machine's disk."""
+
+    stored: StoredModel
+    look_s: float
+    """What the look took, without an import: a model that only left memory is not imported again."""
+
+
 class Finder(Protocol):
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
         """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
 
     def hasten(self, source: ModelSource) -> None:
@@ -64,18 +74,20 @@ class ModelFinder:
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> StoredModel:
+    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+        began_s = time.monotonic()
         stored = await self.known(source)
         if stored is None:
             job = ImportJob(self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use, urgency, self._disk)
             imported = await self.importers.run(job, self._tenant_of(source))
             for uri in imported.sent_away:
                 self._note(uri, f"sent off the disk, where it was worth least per byte, for {source.uri}")
+            began_s = time.monotonic()
             stored = await self.known(source)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
-        return stored
+        return Found(stored, time.monotonic() - began_s)
 
     def hasten(self, source: ModelSource) -> None:
         self.importers.hasten(ArtifactUri(source.uri))
