@@ -10,7 +10,7 @@ import pytest
 from flatshare.serving.connection import Bounds
 from flatshare.serving.outlet import SocketOutlet
 from flatshare.serving.server import HandlerServer
-from flatshare.wire.http import Reply, Request
+from flatshare.wire.http import Handler, Reply, Request
 
 LARGE = bytes(range(256)) * 40_000  # more than a socket takes at once
 KEPT = b"POST /%b HTTP/1.1\r\ncontent-length: 0\r\n\r\n"
@@ -37,9 +37,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(*, has_outlets: bool = True) -> AsyncIterator[House]:
+async def house(*, has_outlets: bool = True, handle: Handler | None = None) -> AsyncIterator[House]:
     built = House()
-    server = HandlerServer(built.handle, Bounds(max_body_bytes=1000, has_outlets=has_outlets), drain_s=1.0)
+    server = HandlerServer(handle or built.handle, Bounds(max_body_bytes=1000, has_outlets=has_outlets), drain_s=1.0)
     built.port = await server.listen_on_port("127.0.0.1", 0)
     running = asyncio.create_task(server.run())
     try:
@@ -111,6 +111,19 @@ async def test_who_hangs_up_or_wants_no_body_is_answered_by_the_loop(request_lin
         else:
             assert b"connection: close" in await exchange(built.port, request_line + b"\r\n")
         assert built.early == []
+
+
+async def test_what_a_thread_sent_is_the_only_answer_even_if_the_handler_then_returns_another() -> None:
+    async def handle(request: Request) -> Reply:
+        if request.outlet is not None:
+            await asyncio.to_thread(request.outlet.send, Reply(200, b"sent", b"text/plain"))
+        return Reply(500, b"what went wrong afterwards", b"text/plain")
+
+    async with house(handle=handle) as built:
+        answers = await exchange(built.port, KEPT % b"one" + b"POST /two HTTP/1.1\r\nconnection: close\r\n\r\n")
+        assert answers.count(b"HTTP/1.1 ") == 2
+        assert answers.startswith(b"HTTP/1.1 200 OK")
+        assert answers.endswith(b"what went wrong afterwards")
 
 
 async def test_a_caller_who_left_costs_nothing() -> None:

@@ -66,7 +66,7 @@ class DemandBook:
             self._models.move_to_end(key)
 
     def loaded(self, key: ModelKey, took_s: float) -> None:
-        """A load ended well, after so long, all waits included that a rider would feel too."""
+        """A load ended well, after so long: what it would take again, without an import and without the wait for a turn."""
         now_s = self._clock.monotonic_s()
         known = self._models.get(key)
         if known is not None:

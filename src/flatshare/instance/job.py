@@ -114,12 +114,10 @@ class Job:
         started = time.perf_counter()
         try:
             outcome = Run(work(), time.perf_counter() - started, started - self.asked_s)
-            if self._deliver is not None:
-                self._deliver(outcome)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             self.fail(error)
             return
-        self._loop.call_soon_threadsafe(self._succeed, outcome)
+        self.succeed(outcome)
 
     def expire(self) -> None:
         """Its turn has come, and its answer would be too late."""
@@ -131,12 +129,12 @@ class Job:
         self._loop.call_soon_threadsafe(self._fail, failure.with_traceback(None))
 
     def succeed(self, outcome: Run[InferResult]) -> None:
-        """Its part of a run that it shared."""
+        """Of its own run, or its part of one that it shared."""
         self._work = None
         try:
             if self._deliver is not None:
                 self._deliver(outcome)
-        except Exception as error:  # noqa: BLE001  # as in `run`: the rider gets it
+        except Exception as error:  # noqa: BLE001  # the worker's main, as in `run`: the rider gets it
             self.fail(error)
             return
         self._loop.call_soon_threadsafe(self._succeed, outcome)

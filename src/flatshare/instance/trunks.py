@@ -10,6 +10,7 @@ from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
 from flatshare.package.packed import ADDRESSES, LISTING, TrunkAddress, read_listing
 from flatshare.package.packs import TRUNKS, Pack
+from flatshare.store.leftovers import is_left_out
 from flatshare.store.link import Link
 from flatshare.store.sources import fetch, probe
 from flatshare.store.tensors import TensorStore
@@ -23,7 +24,7 @@ def with_trunks(store: TensorStore, folder: Path, root: str, incoming: Path, lim
     A trunk must lie below the same prefix, so that nobody is served tensors that he cannot bring; it is read and hashed once on a
     machine. Raises UnknownTarget if it is not there, BadPackage if it lacks what the artifact says it has.
     """
-    listings = [path for path in folder.rglob(f"*{LISTING}") if not _is_hidden(path.relative_to(folder))]
+    listings = [path for path in folder.rglob(f"*{LISTING}") if not is_left_out(path.relative_to(folder).parts)]
     if not listings:
         return folder
     wanted: dict[str, set[str]] = {}
@@ -81,12 +82,8 @@ def _link(folder: Path, linked: Path) -> None:
     """Links to the files that count, an interrupted try's are made again."""
     for path in folder.rglob("*"):
         relative = path.relative_to(folder)
-        if path.is_file() and not _is_hidden(relative):
+        if path.is_file() and not is_left_out(relative.parts):
             place = linked / relative
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
             place.symlink_to(path.absolute())
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)

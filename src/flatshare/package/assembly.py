@@ -10,6 +10,7 @@ import orjson
 from flatshare.core.errors import BadLayout
 from flatshare.core.sizes import MIB
 from flatshare.package.layout import Check, FileRule, Layout, Part, fill
+from flatshare.store.leftovers import is_left_out
 
 _MAX_CHECKED_BYTES = 64 * MIB
 
@@ -111,7 +112,9 @@ def _from_source(source: Path, rule: FileRule, to: str | None, values: Mapping[s
     else:
         below = _safe(pattern, where)
         matches = {
-            path.relative_to(source).as_posix(): path for path in source.glob(below) if path.is_file() and not _is_hidden(path, source)
+            path.relative_to(source).as_posix(): path
+            for path in source.glob(below)
+            if path.is_file() and not is_left_out(path.relative_to(source).parts)
         }
     if not matches and not rule.optional:
         raise BadLayout(f"{where}: '{source}' has no file '{pattern}'")
@@ -119,10 +122,6 @@ def _from_source(source: Path, rule: FileRule, to: str | None, values: Mapping[s
         raise BadLayout(f"{where}: '{pattern}' finds {len(matches)} files and 'to' names one: end it with a slash for a folder")
     for name, path in matches.items():
         yield PlannedFile(name if to is None else f"{to}{name}" if to.endswith("/") else to, path)
-
-
-def _is_hidden(path: Path, source: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(source).parts)
 
 
 def _safe(path: str, where: str) -> str:

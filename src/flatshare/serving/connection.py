@@ -8,6 +8,7 @@ time to send them, the time to read the answer.
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, cast
 from urllib.parse import unquote_to_bytes
@@ -93,6 +94,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._held_bytes = 0
         self._outlet: SocketOutlet | None = None
+        self._unsent: bytes | None = None
         self.peer = ""
         self.since_s = self._loop.time()
         self._begin()
@@ -130,7 +132,8 @@ class Connection(asyncio.Protocol):
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) else ""  # a Unix socket's callers have no address
         if self._bounds.has_outlets:
-            self._outlet = SocketOutlet(transport.get_extra_info("socket").fileno())
+            with suppress(OSError):  # no descriptor is left: the loop answers
+                self._outlet = SocketOutlet(transport.get_extra_info("socket").fileno())
         self._registry.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # asyncio's signature
@@ -236,7 +239,7 @@ class Connection(asyncio.Protocol):
         """See wire.http.Outlet. The loop writes nothing meanwhile: it waits for the handler."""
         assert self._outlet is not None, "a connection without an outlet was offered as one. This is a bug."
         message = _message(reply, closes=self._closes_after_reply)
-        reply.unsent = message[self._outlet.send(message) :]
+        self._unsent = message[self._outlet.send(message) :]
 
     # One request.
 
@@ -263,8 +266,8 @@ class Connection(asyncio.Protocol):
             reply = await self._handler(arrival.request)
             self._let_go(held_bytes)
             closes = self._closes_after_reply or not arrival.is_kept
-            if reply.unsent is not None:
-                self._write_rest(reply.unsent)
+            if self._unsent is not None:
+                self._write_rest()
             elif reply.parts is not None:
                 closes = await self._write_parts(reply, reply.parts, arrival, closes=closes)
             else:
@@ -309,7 +312,9 @@ class Connection(asyncio.Protocol):
             return
         self._transport.write(_message(reply, closes=closes, is_head=is_head))
 
-    def _write_rest(self, unsent: bytes) -> None:
+    def _write_rest(self) -> None:
+        """What a thread has begun to send."""
+        unsent, self._unsent = self._unsent, None
         if unsent and self._transport is not None and not self._transport.is_closing():
             self._transport.write(unsent)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from flatshare.core.errors import BadPackage, UnknownTarget
+from flatshare.store.leftovers import is_left_out
 from flatshare.store.shelf import Shelf
 
 LATEST = "latest"
@@ -109,7 +110,7 @@ def _archive(folder: Path) -> tuple[bytes, tuple[str, ...]]:
     """The files as a tar that says nothing of times and owners."""
     if not folder.is_dir():
         raise BadPackage(f"'{folder}' is no folder: inference code is a folder of files")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not _is_left_out(path.relative_to(folder)))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and not is_left_out(path.relative_to(folder).parts))
     if not paths or len(paths) > _MAX_FILES or sum(path.stat().st_size for path in paths) > _MAX_BYTES:
         raise BadPackage(f"'{folder}' must hold 1 to {_MAX_FILES} files of at most {_MAX_BYTES >> 20} MiB together: code, not weights")
     out = io.BytesIO()
@@ -120,10 +121,6 @@ def _archive(folder: Path) -> tuple[bytes, tuple[str, ...]]:
             info.size, info.mode = len(data), 0o644
             tar.addfile(info, io.BytesIO(data))
     return out.getvalue(), tuple(path.relative_to(folder).as_posix() for path in paths)
-
-
-def _is_left_out(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

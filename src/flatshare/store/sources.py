@@ -23,6 +23,7 @@ from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.core.sizes import format_size
 from flatshare.store import archive
 from flatshare.store.download import Download
+from flatshare.store.leftovers import is_left_out
 from flatshare.store.link import Link
 from flatshare.store.objects import SourceFile, changed, denied, missing, object_file, store_errors
 from flatshare.store.remote import open_store
@@ -172,13 +173,8 @@ def _walk(top: str, real_root: str, uri: str, limits: StoreLimits) -> list[Sourc
 def _entries(folder: str) -> Iterator["os.DirEntry[str]"]:
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not _is_left_out(entry.name):
+            if not is_left_out((entry.name,)):
                 yield entry
-
-
-def _is_left_out(name: str) -> bool:
-    """What tools leave beside a model is no part of it: an interpreter that runs its code would make it another version."""
-    return name.startswith(".") or name == "__pycache__"
 
 
 def _source_file(path: str, status: os.stat_result) -> SourceFile:
@@ -213,7 +209,7 @@ def _listed(store: ObjectStoreMethods, location: _Location, limits: StoreLimits)
     for batch in obstore.list(store, location.key or None, chunk_size=1000):
         for meta in batch:
             path = archive.safe_path(meta["path"].removeprefix(location.key).lstrip("/"))
-            if path and not any(map(_is_left_out, path.split("/"))):
+            if path and not is_left_out(path.split("/")):
                 _check_bounds(len(found), path.count("/"), location.uri, limits)
                 found.append(object_file(path, meta))
     return _without_folder_marks(found, location.uri)

@@ -42,7 +42,7 @@ class Outlet(Protocol):
     """Lets the thread that has an answer send it, before the event loop hears of it."""
 
     def send(self, reply: "Reply") -> None:
-        """From any thread, once a request. The handler returns the same reply, and what could not be sent follows then."""
+        """From any thread, once a request. It is the answer then, whatever the handler returns; what could not be sent follows."""
 
 
 class Parts(Protocol):
@@ -68,8 +68,6 @@ class Reply:
     """Called once the answer is on its way: bookkeeping that the caller need not wait for."""
     parts: Parts | None = None
     """In place of `body`."""
-    unsent: bytes | None = None
-    """What remains to be sent, if an outlet has begun it: often nothing."""
 
 
 Handler = Callable[[Request], Awaitable[Reply]]

@@ -20,6 +20,7 @@ from flatshare.package.triton.onnx_weights import split_weights
 from flatshare.package.triton.repository import FoundModel, FoundRepository, read_repository
 from flatshare.package.triton.sharing import SHARED, Sharing
 from flatshare.store.catalog import insert_file_tensors
+from flatshare.store.leftovers import is_left_out
 from flatshare.store.packages import StoredFile
 from flatshare.store.tensors import StoreWriter, TensorStore
 from flatshare.wire.triton_config import MAPPED
@@ -79,8 +80,7 @@ def _files(folder: Path, limits: StoreLimits) -> Iterator[Path]:
     """Every file but hidden ones and what Python compiled. A link may not lead out of the folder."""
     top, count = folder.resolve(), 0
     for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if any(part.startswith(".") or part == "__pycache__" for part in parts) or not path.is_file():
+        if is_left_out(path.relative_to(folder).parts) or not path.is_file():
             continue
         if not path.resolve().is_relative_to(top):
             raise BadPackage(f"{path.relative_to(folder)} is a link that leads out of the repository: pack the file itself")
