@@ -40,7 +40,11 @@ URI = "/endpoints/e/invocations"
 
 @asynccontextmanager
 async def gateway(
-    tmp_path: Path, *instances: Instance, settings: GatewaySettings | None = None, security: SecuritySettings | None = None
+    tmp_path: Path,
+    *instances: Instance,
+    settings: GatewaySettings | None = None,
+    security: SecuritySettings | None = None,
+    routes: RouteTable | None = None,
 ) -> AsyncIterator[FrontDoor]:
     """A front door before one variant with these instances."""
     async with AsyncExitStack() as stack:
@@ -53,9 +57,8 @@ async def gateway(
             stack.push_async_callback(asyncio.wait, {running})
             stack.callback(server.stop)
             addresses.append(InstanceAddress(InstanceId(f"i-{index}"), path))
-        variant = VariantRoute(VariantName("blue"), 1.0, "s3://b/p", tuple(addresses))
-        routes = RouteTable("123456789012")
-        routes.replace(Routes({EndpointName("e"): EndpointRoute(EndpointName("e"), is_multi_model=True, variants=(variant,))}))
+        routes = routes or RouteTable("123456789012")
+        routes.replace(routed_to(*addresses))
         metrics = GatewayMetrics()
         shadows = Shadows(routes, ShadowMetrics(metrics.registry), timeout_s=5.0)
         settings = settings or GatewaySettings()
@@ -76,6 +79,11 @@ async def gateway(
         entry.close()
         await shadows.close()
         routes.close()
+
+
+def routed_to(*addresses: InstanceAddress) -> Routes:
+    variant = VariantRoute(VariantName("blue"), 1.0, "s3://b/p", addresses)
+    return Routes({EndpointName("e"): EndpointRoute(EndpointName("e"), is_multi_model=True, variants=(variant,))})
 
 
 def invocation(**headers: str) -> Request:
@@ -198,10 +206,33 @@ async def test_when_an_instance_dies_the_call_goes_to_another(tmp_path: Path) ->
 
 
 async def test_when_no_instance_lives_the_caller_is_told_to_call_again(tmp_path: Path) -> None:
-    async with gateway(tmp_path) as door:
+    async with gateway(tmp_path, settings=GatewaySettings(restart_wait_s=0.05)) as door:
         reply = await door.handle(invocation())
         assert reply.status == 503
         assert "call again" in orjson.loads(reply.body)["Message"]
+
+
+async def test_a_call_waits_for_an_instance_that_is_started_again(tmp_path: Path) -> None:
+    routes, patient = RouteTable("123456789012"), GatewaySettings(restart_wait_s=60.0)
+    async with gateway(tmp_path, good, settings=patient, routes=routes) as door:
+        [address] = routes.routes.endpoints[EndpointName("e")].variants[0].instances
+        routes.replace(routed_to())
+        waiting = asyncio.create_task(door.handle(invocation()))
+        await asyncio.sleep(0)
+        routes.replace(routed_to())  # news of something else
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        routes.replace(routed_to(address))
+        assert (await waiting).status == 200
+
+
+async def test_calls_that_wait_for_a_restart_leave_half_of_the_door_to_others(tmp_path: Path) -> None:
+    async with gateway(tmp_path, settings=GatewaySettings(restart_wait_s=60.0, max_in_flight=2)) as door:
+        first = asyncio.create_task(door.handle(invocation()))
+        await asyncio.sleep(0)
+        assert (await door.handle(invocation())).status == 503
+        assert not first.done()
+        first.cancel()
 
 
 @pytest.mark.parametrize(("is_loaded", "status", "code"), [(False, 429, "ModelNotReadyException"), (True, 424, "ModelError")])

@@ -27,6 +27,7 @@ class GatewaySettings:
     max_body_bytes: int = MAX_BODY_BYTES
     max_in_flight: int = 1024
     hold_s: float = 60.0  # a cold request waits so long before 429, as SageMaker holds it
+    restart_wait_s: float = 5.0  # a call whose only instance has died waits so long for the next one, then 503
     drain_s: float = 25.0  # SageMaker kills 30 s after SIGTERM
 
 

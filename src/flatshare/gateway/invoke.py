@@ -24,6 +24,7 @@ from flatshare.core.errors import (
 )
 from flatshare.core.ids import EndpointName, InstanceId, ModelKey, TargetModel
 from flatshare.core.settings import GatewaySettings
+from flatshare.core.state import VariantRoute
 from flatshare.gateway import streaming
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.routes import RouteTable, Upstream, model_address
@@ -82,6 +83,7 @@ class Invoker:
         self._metrics = metrics
         self._shadows = shadows
         self._admission = Admission(settings.max_in_flight)
+        self._waiting = 0
         self.statistics = ModelStatistics()
         metrics.in_flight.set_function(lambda: self._admission.in_flight)
 
@@ -102,12 +104,14 @@ class Invoker:
     async def _send(self, call: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
         point, tried = random.random(), frozenset[InstanceId]()  # noqa: S311  # a split of traffic, not a secret
+        give_up_s = time.monotonic() + self._settings.restart_wait_s
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
             source, key = model_address(variant.prefix, call.target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
-                raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
+                await self._until_another(variant, give_up_s)
+                continue
             with upstream as client:
                 try:
                     return Answer(self._hold(await self._exchange(client, call, key, source), upstream), variant)
@@ -118,6 +122,16 @@ class Invoker:
                     if tried:
                         raise  # two instances died of it, or under it: a third is not put at risk
                     tried = frozenset({upstream.id})
+
+    async def _until_another(self, variant: VariantRoute, give_up_s: float) -> None:
+        """An instance that died is back in a second or two; its callers wait for it rather than call again. Raises InstanceGone."""
+        has_room = self._waiting < self._settings.max_in_flight // 2  # a dead endpoint does not shut the door before the others
+        self._waiting += 1
+        try:
+            if not has_room or not await self._routes.changed(give_up_s - time.monotonic()):
+                raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
+        finally:
+            self._waiting -= 1
 
     def _hold(self, reply: Reply, upstream: Upstream) -> Reply:
         """An answer that comes in parts is under way until its last."""

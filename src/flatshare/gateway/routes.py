@@ -1,5 +1,6 @@
 """Step 3 of a request's path: which endpoints answer, through which instances, and the connections to them."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -41,6 +42,7 @@ class RouteTable:
         self.cold_starts = ColdStarts()
         """Which calls had to wait where they were sent."""
         self._routes = Routes({})
+        self._news = asyncio.Event()
         self._upstreams: dict[InstanceId, Upstream] = {}
 
     def replace(self, routes: Routes) -> None:
@@ -52,6 +54,16 @@ class RouteTable:
             if address.id not in self._upstreams:
                 self._upstreams[address.id] = Upstream(address.id, InstanceClient(address.socket_path))
         self._routes = routes
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def changed(self, within_s: float) -> bool:
+        """True as soon as control publishes something else; False if it does not within that time."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._news.wait()
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         for upstream in self._upstreams.values():
