@@ -173,7 +173,8 @@ class MappedModel(Packable):
         try:
             copy = self._copier.copy(self._architecture.path, self._named_weights())
         except (ImportError, RuntimeError) as error:
-            raise UnsupportedModel(f"OpenVINO does not take this graph: {error}") from error
+            reason = str(error).strip().splitlines()[-1]  # a report of many lines ends with its summary
+            raise UnsupportedModel(f"OpenVINO does not take this graph: {reason}") from error
         trial = self._try(copy)
         if trial.pays:
             self._copy = copy
