@@ -166,12 +166,12 @@ class MappedModel(Packable):
         return self._architecture.path.name
 
     def copy_footprint(self) -> Footprint:
-        sizes = {name: weight.tensor_size_in_bytes() for name, weight in self._named_weights().items()}
+        sizes = {name: weight.tensor_size_in_bytes() for name, weight in self.named_weights().items()}
         return Footprint(prepacked.copy_bytes(self._architecture.path, sizes), {"OpenVINO": prepacked.LIBRARY_BYTES})
 
     def make_copy(self) -> Trial:
         try:
-            copy = self._copier.copy(self._architecture.path, self._named_weights())
+            copy = self._copier.copy(self._architecture.path, self.named_weights())
         except (ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1]  # a report of many lines ends with its summary
             raise UnsupportedModel(f"OpenVINO does not take this graph: {reason}") from error
@@ -187,7 +187,8 @@ class MappedModel(Packable):
         if copy is not None:
             copy.close()
 
-    def _named_weights(self) -> dict[str, ort.OrtValue]:
+    def named_weights(self) -> dict[str, ort.OrtValue]:
+        """By the graph's names."""
         return dict(zip(self._architecture.weight_names, self._weights, strict=True))
 
     def _try(self, copy: Copy) -> Trial:
