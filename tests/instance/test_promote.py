@@ -168,7 +168,7 @@ async def test_a_much_hotter_model_takes_the_place_of_a_copy_and_a_slightly_hott
 
 async def test_where_a_copy_is_no_faster_none_is_kept_and_none_is_tried_again() -> None:
     async with stage(spare(models=3, copies=3)) as scene:
-        scene.flat.backend.trial = Trial(0.005, 0.005)
+        scene.flat.backend.trial = Trial(0.005, 0.005, 0.15)
         await scene.ask("a", HOT)
         await scene.ask("b", HOT)
         await scene.look(4)

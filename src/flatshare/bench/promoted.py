@@ -56,7 +56,7 @@ def _until_all_have_copies(server: RunningServer, models: list[Tenant], begin: S
     """Ask until each model is hot and has its copy; for how long that took."""
     step, began_s, done = begin("until all have copies", len(models)), time.perf_counter(), 0
     while done < len(models):
-        _ask(server, models, 10 * len(models))
+        _ask(server, models, 20 * len(models))
         copies = server.status()["balance"]["copies"]
         for _ in range(copies - done):
             step()

@@ -78,8 +78,8 @@ class Copies:
         mine = copy_key(key)
         return self._books.reservation(mine).footprint.own_bytes if mine in self._copies else 0
 
-    async def make(self, resting: Resting, footprint: Footprint, reason: str) -> Trial:
-        """Make one, for which there is room. It is in use afterwards if its trial says that it pays.
+    async def make(self, resting: Resting, footprint: Footprint, known: Trial | None, reason: str) -> Trial:
+        """Make one, for which there is room. It stays in use if its trial, with what is `known` from earlier ones, says that it pays.
 
         The model cannot leave meanwhile. Raises UnsupportedModel, and what the engine raises; then nothing is left of it.
         """
@@ -88,7 +88,9 @@ class Copies:
         self._books.reserve(mine, Reservation(footprint, {}, is_copy=True))
         resting.held.leases += 1
         try:
-            trial = await asyncio.to_thread(self._make_marked, resting.model)
+            trial = (await asyncio.to_thread(self._make_marked, resting.model)).with_another(known)
+            if not trial.pays:
+                await asyncio.to_thread(resting.model.drop_copy)
             copy.is_ready = trial.pays
         finally:
             resting.held.leases -= 1

@@ -26,7 +26,7 @@ SHORT_TEXT = 30.0
 """Tokens of the text that a trial uses."""
 _REST_S = 60.0  # after a copy had to leave for a model: room is scarce
 _SPARE_SHARE = 1 / 16  # of the memory: stays free, so that the next load finds room without a copy having to go
-_BUILD_S, _LEAST_BUILD_S = 0.15, 0.05  # of a core: until the first has been made, and what is believed of a measurement
+_BUILD_S = 0.15  # of a core, until the first has been made
 
 
 @dataclass(slots=True)
@@ -42,7 +42,6 @@ class _Known:
     """Of an architecture."""
 
     trial: Trial | None = None
-    build_s: float = _BUILD_S
     refusal: str = ""
     """Why its models get no copies."""
 
@@ -117,9 +116,12 @@ class Promoter:
 
     def _candidate(self, resting: Resting) -> Candidate:
         known = self._known(resting)
-        trial, guessed_s = known.trial, promote.guessed_saving_s(self._expected_s(resting.key, SHORT_TEXT))
-        saved_s = guessed_s if trial is None else trial.saved_s
-        candidate = Candidate(resting.key, self._state.counts[resting.key].faded, saved_s, known.build_s)
+        runs, trial = self._state.counts[resting.key].faded, known.trial
+        if trial is not None:
+            candidate = Candidate(resting.key, runs, trial.saved_s, trial.build_s)
+        else:
+            guessed_s = promote.guessed_saving_s(self._expected_s(resting.key, SHORT_TEXT))
+            candidate = Candidate(resting.key, runs, guessed_s, _BUILD_S)
         if (copy := self._cache.copies.of(resting.key)) is not None:
             copy.gain = candidate.gain
         return candidate
@@ -137,14 +139,14 @@ class Promoter:
             await self._cache.copies.drop(victim, f"a copy of {resting.source.uri} saves more")
         if victims:
             return True  # what came and went meanwhile is seen at the next look
-        began_s = self._clock.monotonic_s()
         try:
             async with self._guard(PREPACKING):
-                trial = await self._cache.copies.make(resting, footprint, f"{candidate.runs:.0f} short runs within the last minutes")
+                reason = f"{candidate.runs:.0f} short runs within the last minutes"
+                trial = await self._cache.copies.make(resting, footprint, known.trial, reason)
         except (UnsupportedModel, Quarantined) as error:
             known.refusal = str(error)
         else:
-            known.trial, known.build_s = trial, max(_LEAST_BUILD_S, self._clock.monotonic_s() - began_s)
+            known.trial = trial
             if not trial.pays:
                 known.refusal = f"a copy is no faster on this machine: {1e3 * trial.copy_s:.1f} ms, {1e3 * trial.mapped_s:.1f} mapped"
         if known.refusal:

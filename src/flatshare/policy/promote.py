@@ -41,10 +41,19 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a copy was measured to do, beside the mapped weights: seconds of one short run."""
+    """What a copy was measured to do, beside the mapped weights."""
 
     mapped_s: float
+    """One short run."""
     copy_s: float
+    build_s: float
+    """What making it took."""
+
+    def with_another(self, other: "Trial | None") -> "Trial":
+        """Of the same architecture: the quickest of both, since whatever disturbs a run makes it longer."""
+        if other is None:
+            return self
+        return Trial(min(self.mapped_s, other.mapped_s), min(self.copy_s, other.copy_s), min(self.build_s, other.build_s))
 
     @property
     def pays(self) -> bool:

@@ -70,7 +70,7 @@ class Packable(ABC):
 
     @abstractmethod
     def make_copy(self) -> Trial:
-        """Make one, try it, and use it from then on if it pays. On a thread of its own, while the model runs.
+        """Make one, try it, and use it from then on. On a thread of its own, while the model runs.
 
         Raises UnsupportedModel if the engine does not take the architecture, or its answers are other ones.
         """

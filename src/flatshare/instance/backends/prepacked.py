@@ -46,12 +46,17 @@ class Copier:
         self._lock = threading.Lock()
         self._core: Any = None
 
-    def copy(self, graph_path: Path, weights: Mapping[str, ort.OrtValue]) -> "Copy":
-        """Takes a tenth of a second and more of one core. Raises RuntimeError, in OpenVINO's words, for a graph that it does not take."""
+    def prepare(self) -> None:
+        """Load the library, which takes a third of a second. Raises ImportError."""
         openvino: Any = import_module("openvino")
         with self._lock:
             if self._core is None:
                 self._core = openvino.Core()
+
+    def copy(self, graph_path: Path, weights: Mapping[str, ort.OrtValue]) -> "Copy":
+        """Takes a tenth of a second and more of one core. Raises RuntimeError, in OpenVINO's words, for a graph that it does not take."""
+        openvino: Any = import_module("openvino")
+        self.prepare()
         graph = self._core.read_model(str(graph_path))
         for parameter in graph.get_parameters():
             weight = weights.get(parameter.output(0).any_name)
