@@ -103,7 +103,10 @@ def auth(frame: Frame) -> None:
 @bench.command()
 @framed("A fifth of the time")
 @click.option(
-    "--only", default="", metavar="PARTS", help="Some of unload, neighbours, overload, thrash, limit, peers; separated by commas."
+    "--only",
+    default="",
+    metavar="PARTS",
+    help="Some of unload, neighbours, overload, thrash, limit, prepacked, peers; separated by commas.",
 )
 @click.option("--triton", type=_VENV, help="Measure memory on real Triton too: a virtual environment with nvidia-pytriton.")
 @click.option("--mlserver", type=_VENV, help="The same of MLServer: one with mlserver, onnxruntime and tokenizers.")
