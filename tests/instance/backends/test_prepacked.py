@@ -165,8 +165,8 @@ class TestMiniLM:
         ran = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path / "store")], capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         said, taken, kept = map(int, ran.stdout.split())
-        assert said * 0.6 < taken < said
-        assert kept < said * 0.1
+        assert said * 0.5 < taken < said
+        assert kept < said * 0.25
 
 
 class _Failing:
