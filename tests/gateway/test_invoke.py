@@ -226,6 +226,14 @@ async def test_a_call_waits_for_an_instance_that_is_started_again(tmp_path: Path
         assert (await waiting).status == 200
 
 
+@pytest.mark.parametrize(("deadline_ms", "status"), [("20", 503), ("soon", 400)])
+async def test_who_has_a_deadline_does_not_wait_longer_for_a_restart(tmp_path: Path, deadline_ms: str, status: int) -> None:
+    async with gateway(tmp_path, settings=GatewaySettings(restart_wait_s=3_600.0)) as door:
+        request = invocation()
+        request.headers[container.DEADLINE_MS.encode()] = deadline_ms.encode()
+        assert (await door.handle(request)).status == status
+
+
 async def test_calls_that_wait_for_a_restart_leave_half_of_the_door_to_others(tmp_path: Path) -> None:
     async with gateway(tmp_path, settings=GatewaySettings(restart_wait_s=60.0, max_in_flight=2)) as door:
         first = asyncio.create_task(door.handle(invocation()))

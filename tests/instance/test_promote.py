@@ -101,13 +101,18 @@ async def test_where_nothing_is_to_spare_there_are_no_copies() -> None:
         assert scene.flat.resident == {"a", "b"}
 
 
+async def one_copy_and_a_neighbour(scene: Stage) -> None:
+    """Of a hot model, beside a model that is not, and nothing to spare."""
+    await scene.ask("a", HOT)
+    await scene.ask("b", 1)
+    await scene.look()
+    assert scene.copied == {"a"}
+
+
 @pytest.mark.parametrize("settings", [{"order": "lru"}, {"order": "value"}, {"mode": "all-resident"}], ids=str)
 async def test_a_copy_leaves_for_a_model_whatever_the_order_and_no_other_is_made_for_a_minute(settings: dict[str, Any]) -> None:
     async with stage(spare(copies=1), SharingSettings(CacheSettings(**settings))) as scene:
-        await scene.ask("a", HOT)
-        await scene.ask("b", 1)
-        await scene.look()
-        assert scene.copied == {"a"}
+        await one_copy_and_a_neighbour(scene)
         await scene.flat.use("c")
         assert scene.flat.resident == {"a", "b", "c"}
         assert scene.copied == set()
@@ -124,10 +129,7 @@ async def test_a_copy_leaves_for_a_model_whatever_the_order_and_no_other_is_made
 async def test_a_pin_and_a_floor_protect_the_model_and_not_its_copy() -> None:
     settings = CacheSettings(pinned=("a",), tenant_pattern="(.)")
     async with stage(spare(copies=1), SharingSettings(settings, tenants={Tenant("a"): TenantSettings(floor_bytes=1 << 30)})) as scene:
-        await scene.ask("a", HOT)
-        await scene.ask("b", 1)
-        await scene.look()
-        assert scene.copied == {"a"}
+        await one_copy_and_a_neighbour(scene)
         await scene.flat.use("c")
         assert scene.flat.resident == {"a", "b", "c"}
         assert scene.copied == set()
@@ -166,16 +168,39 @@ async def test_a_much_hotter_model_takes_the_place_of_a_copy_and_a_slightly_hott
         assert scene.copied == {"b"}
 
 
-async def test_where_a_copy_is_no_faster_none_is_kept_and_none_is_tried_again() -> None:
+async def test_where_copies_are_no_faster_none_is_kept_and_after_three_none_is_tried() -> None:
     async with stage(spare(models=3, copies=3)) as scene:
         scene.flat.backend.trial = Trial(0.005, 0.005, 0.15)
         await scene.ask("a", HOT)
         await scene.ask("b", HOT)
-        await scene.look(4)
+        await scene.look(6)
         assert scene.copied == set()
-        assert len(scene.flat.entries("give_up")) == 1
+        assert len(scene.flat.entries("give_up")) == 3
         assert "no faster on this machine" in scene.promoter.refusals()["g"]
         assert scene.flat.cache.balance().copies == 0
+
+
+async def test_one_trial_on_busy_cores_rules_nobody_out() -> None:
+    async with stage(spare(copies=1)) as scene:
+        scene.flat.backend.trial = Trial(0.009, 0.009, 0.3)
+        await scene.ask("a", HOT)
+        await scene.look()
+        assert scene.copied == set()
+        scene.flat.backend.trial = Trial(0.007, 0.005, 0.15)
+        await scene.look()
+        assert scene.copied == {"a"}
+        assert scene.promoter.refusals() == {}
+
+
+async def test_a_copy_that_failed_while_it_served_goes_and_no_other_comes() -> None:
+    async with stage(spare(copies=1)) as scene:
+        await scene.ask("a", HOT)
+        await scene.look()
+        scene.model("a").copy_works = False
+        await scene.look(3)
+        assert scene.copied == set()
+        assert scene.flat.cache.balance().copies == 0
+        assert scene.promoter.refusals() == {"g": "a copy failed while it served"}
 
 
 async def test_an_architecture_that_the_engine_does_not_take_costs_one_try_and_others_have_theirs() -> None:
@@ -215,7 +240,7 @@ async def test_while_a_copy_is_made_its_model_cannot_leave_and_serves() -> None:
         await scene.ask("b", 1)
         scene.flat.backend.gate.clear()
         looking = asyncio.create_task(scene.look())
-        await scene.flat.until(lambda: scene.flat.cache.copies.is_making)
+        await scene.flat.until(lambda: scene.flat.cache.copies.is_changing)
         assert scene.flat.cache.balance().copies == 1, "reserved before a byte is taken"
         assert not scene.flat.cache.is_idle(key_of("a"))
         unloading = asyncio.create_task(scene.flat.cache.unload(key_of("a")))
@@ -236,3 +261,42 @@ async def test_a_model_that_was_loaded_again_begins_to_count_anew() -> None:
         await scene.ask("a", 5)
         await scene.look(3)
         assert scene.copied == set()
+
+
+async def test_a_model_that_leaves_takes_its_copy_along_while_others_are_looked_at() -> None:
+    async with stage(spare(copies=1)) as scene:
+        await scene.ask("a", HOT)
+        await scene.look()
+        async with scene.flat.cache.lease(key_of("a"), source("a")) as lease:
+            scene.flat.cache.replace(frozenset({lease.digest}), "another version came")  # it leaves once this lease ends
+            await scene.look()
+            assert scene.copied == {"a"}
+        await scene.flat.until(lambda: scene.flat.cache.balance().copies == 0)
+        assert scene.flat.resident == set()
+
+
+async def test_a_model_that_left_before_its_turn_gets_no_copy() -> None:
+    async with stage(spare(copies=1)) as scene:
+        await scene.ask("a", HOT)
+
+        @asynccontextmanager
+        async def meanwhile(_: ModelKey) -> AsyncIterator[None]:
+            await scene.flat.cache.unload(key_of("a"))
+            yield
+
+        await Promoter(scene.flat.cache, scene.flat.clock, lambda _key, _units: 0.01, meanwhile).look()
+        assert scene.flat.cache.balance().copies == 0
+        assert scene.flat.entries("prepack") == []
+
+
+async def test_who_needs_the_room_of_a_copy_that_leaves_waits_for_it_and_evicts_nobody() -> None:
+    async with stage(spare(copies=1)) as scene:
+        await one_copy_and_a_neighbour(scene)
+        [(copy_key, _)] = scene.flat.cache.copies
+        leaving = asyncio.create_task(scene.flat.cache.copies.drop(copy_key, "for this test"))
+        await asyncio.sleep(0)
+        await scene.flat.use("c")
+        await leaving
+        assert scene.flat.resident == {"a", "b", "c"}
+        assert scene.flat.entries("evict") == []
+        assert len(scene.flat.entries("drop_copy")) == 1

@@ -48,6 +48,13 @@ class Frame:
         console.print(_table(results, targets, f"flatshare bench {name}", at_least=at_least))
 
 
+def _say_if_without_copies() -> None:
+    from flatshare.instance.backends import prepacked
+
+    if not prepacked.is_available():
+        console.print('OpenVINO is not installed, so prepacked copies are not measured: pip install "flatshare[prepacked]"')
+
+
 def framed(quickly: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options that all benchmarks have; `quickly` says how much less --quick measures."""
 
@@ -125,6 +132,8 @@ def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) 
     names, scale = [name.strip() for name in only.split(",") if name.strip()], QUICK if frame.is_quick else Scale()
     if unknown := set(names) - PARTS.keys():
         raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of {', '.join(PARTS)}", param_hint="--only")
+    if not names or "prepacked" in names:
+        _say_if_without_copies()
     frame.measure(
         "memory",
         22_000_000_000,
@@ -183,6 +192,7 @@ def prepacked(frame: Frame) -> None:
     def measure(folder: Path, begin: Steps) -> dict[str, float]:
         return run(folder, 20, 20 if frame.is_quick else 200, begin)
 
+    _say_if_without_copies()
     frame.measure("prepacked", 8_000_000_000, measure, TARGETS, at_least=TARGETS)
 
 

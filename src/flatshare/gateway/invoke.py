@@ -39,6 +39,7 @@ log = get_logger("gateway")
 OF_THE_MODEL = (BadInput, BadPackage, NeverFits, ModelFailed, TooSlow)
 """Errors of an instance that the model, its artifact or its input caused; the others are the platform's."""
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
+_DEADLINE = container.DEADLINE_MS.encode()
 _PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
 
 
@@ -104,13 +105,13 @@ class Invoker:
     async def _send(self, call: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
         point, tried = random.random(), frozenset[InstanceId]()  # noqa: S311  # a split of traffic, not a secret
-        give_up_s = time.monotonic() + self._settings.restart_wait_s
+        asked_s = time.monotonic()
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)
             source, key = model_address(variant.prefix, call.target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
-                await self._until_another(variant, give_up_s)
+                await self._until_another(variant, asked_s + self._patience_s(call))
                 continue
             with upstream as client:
                 try:
@@ -132,6 +133,12 @@ class Invoker:
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
         finally:
             self._waiting -= 1
+
+    def _patience_s(self, call: ModelCall) -> float:
+        """How long the call may wait for an instance that is started again: no longer than its caller for the answer. Raises BadInput."""
+        said = next((value for name, value in call.headers if name == _DEADLINE), None)
+        most_s = self._settings.restart_wait_s
+        return most_s if said is None else min(most_s, container.parse_deadline_ms(said.decode("latin-1")) / 1e3)
 
     def _hold(self, reply: Reply, upstream: Upstream) -> Reply:
         """An answer that comes in parts is under way until its last."""

@@ -325,6 +325,10 @@ class ModelCache:
             if entry.is_loaded and isinstance(model := unmarked(entry.ready.result().model[0]), Packable):
                 yield Resting(key, entry.source, model, entry)
 
+    def holds(self, resting: Resting) -> bool:
+        """It has not left since."""
+        return self._entries.get(resting.key) is resting.held
+
     # What the room asks (instance/room.py).
 
     def held(self) -> Iterator[Held]:
@@ -349,7 +353,7 @@ class ModelCache:
     @property
     def can_change(self) -> bool:
         held = (entry for key, entry in self._entries.items() if key in self._books)
-        return bool(self._departing) or self.copies.is_making or any(entry.leases > 0 or not entry.is_loaded for entry in held)
+        return bool(self._departing) or self.copies.is_changing or any(entry.leases > 0 or not entry.is_loaded for entry in held)
 
     async def shrink(self) -> None:
         """Have the engines give back what they and the heap keep."""

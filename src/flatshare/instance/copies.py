@@ -37,6 +37,8 @@ class PackedCopy:
     is_ready: bool = False
     gain: float = 0.0
     """Seconds saved per second, as of the last look."""
+    leaving: "asyncio.Task[None] | None" = None
+    """Its end; whoever wants it gone waits for the same one."""
 
 
 class Copies:
@@ -62,7 +64,7 @@ class Copies:
         return key in self._copies
 
     def __iter__(self) -> Iterator[tuple[ModelKey, PackedCopy]]:
-        """Those in use, by their keys in the books."""
+        """Those in use, by their keys in the books; one that leaves is there until its memory is."""
         return ((key, copy) for key, copy in self._copies.items() if copy.is_ready)
 
     def of(self, key: ModelKey) -> PackedCopy | None:
@@ -70,8 +72,9 @@ class Copies:
         return self.get(copy_key(key))
 
     @property
-    def is_making(self) -> bool:
-        return any(not copy.is_ready for copy in self._copies.values())
+    def is_changing(self) -> bool:
+        """One is being made, or leaves."""
+        return any(not copy.is_ready or copy.leaving is not None for copy in self._copies.values())
 
     def taken_bytes(self, key: ModelKey) -> int:
         """By a model's copy."""
@@ -106,18 +109,22 @@ class Copies:
         copy = self._copies.get(key)
         if copy is None or not copy.is_ready:
             return
-        copy.is_ready = False  # nobody drops it twice
+        if copy.leaving is None:
+            copy.leaving = asyncio.get_running_loop().create_task(self._leave(key, copy, reason))
+        await asyncio.shield(copy.leaving)
+
+    async def make_room(self, key: ModelKey, reason: str) -> None:
+        """Drop it because somebody needs the room, which says that there is none to spare."""
+        self.pushed_out_s = self._clock.monotonic_s()
+        await self.drop(key, reason)
+
+    async def _leave(self, key: ModelKey, copy: PackedCopy, reason: str) -> None:
         began_s = self._clock.monotonic_s()
         await asyncio.to_thread(copy.model.drop_copy)
         freed = format_size(self._books.reservation(key).footprint.own_bytes)
         self._strike(key)
         self._changed()
         self._note("drop_copy", copy.source.uri, f"{reason}; {freed} of private memory are free again", began_s)
-
-    async def make_room(self, key: ModelKey, reason: str) -> None:
-        """Drop it because somebody needs the room, which says that there is none to spare."""
-        self.pushed_out_s = self._clock.monotonic_s()
-        await self.drop(key, reason)
 
     def _make_marked(self, model: Packable) -> Trial:
         marked: AbstractContextManager[None] = nullcontext() if self._board is None else self._board.marked(PREPACKING)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from flatshare.core.call import InferResult, ModelSource
-from flatshare.core.errors import BadInput
 from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
 from flatshare.core.signature import Signature, Task
@@ -91,7 +90,7 @@ class Server:
     def _deadline_s(self, request: Request) -> float | None:
         """By time.monotonic. Raises BadInput."""
         text = request.header(container.DEADLINE_MS)
-        left_ms = _milliseconds(text) if text else self._sharing.queue.deadline_ms
+        left_ms = container.parse_deadline_ms(text) if text else self._sharing.queue.deadline_ms
         return None if left_ms is None else time.monotonic() + left_ms / 1e3
 
 
@@ -144,16 +143,6 @@ def _signature(model: LoadedModel | RemoteModel, version: str) -> Signature:
         return model.signature_of(version)
     model.signature.require_version(version)
     return model.signature
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:
-        raise BadInput(f"{container.DEADLINE_MS} must be milliseconds above zero, not '{text[:32]}'")
-    return value
 
 
 def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:

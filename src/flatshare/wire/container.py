@@ -76,6 +76,17 @@ def parse_source(request: Request) -> ModelSource | None:
         raise BadInput(f"{SOURCE_URI} or {SOURCE_ROOT} is not UTF-8: {error}") from error
 
 
+def parse_deadline_ms(text: str) -> float:
+    """How long the caller will wait for the answer. Raises BadInput."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise BadInput(f"{DEADLINE_MS} must be milliseconds above zero, not '{text[:32]}'")
+    return value
+
+
 def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
     return [(_SOURCE_URI, source.uri.encode()), (_SOURCE_ROOT, source.root.encode())]
 

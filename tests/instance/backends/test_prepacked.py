@@ -146,7 +146,7 @@ class TestMiniLM:
         assert copy is not None
         copy._request = _Failing()
         np.testing.assert_allclose(numbers(copied, Task.EMBEDDING, ["order"]), wanted, rtol=0, atol=CLOSE)
-        assert copy._request is None
+        assert not copied.has_copy
 
     def test_a_copy_that_would_answer_otherwise_is_not_used(self, minilm: MappedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         run = Copy.run
@@ -165,8 +165,8 @@ class TestMiniLM:
         ran = subprocess.run([sys.executable, "-c", _MEMORY, str(tmp_path / "store")], capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         said, taken, kept = map(int, ran.stdout.split())
-        assert said * 0.5 < taken < said
-        assert kept < said * 0.25
+        assert said * 0.6 < taken < said
+        assert kept < said * 0.1
 
 
 class _Failing:
@@ -194,9 +194,7 @@ backend = MappedBackend(concurrent_runs=1)
 model = backend.load(store.stored(report.manifest.digest))
 
 def life():
-    trial = model.make_copy()
-    if model._copy is None:
-        raise SystemExit(f"it did not pay: {trial}")
+    model.make_copy()
     for number in range(120):
         model.run(text_call(text_of(3 + number % 60, number)))
     taken = anonymous_bytes()
@@ -204,7 +202,8 @@ def life():
     backend.shrink()
     return taken
 
-life()  # the first one also pays for the library
+for _ in range(3):  # these also pay for the library, and for what the heap keeps for the next
+    life()
 before = anonymous_bytes()
 taken = life() - before
 print(model.copy_footprint().own_bytes, taken, anonymous_bytes() - before)

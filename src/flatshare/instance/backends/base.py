@@ -64,6 +64,11 @@ class Packable(ABC):
     def architecture(self) -> str:
         """What is true of one model's copy is true of those of all models with the same."""
 
+    @property
+    @abstractmethod
+    def has_copy(self) -> bool:
+        """One is in use. A copy that failed in a run is no longer: the mapped weights have answered."""
+
     @abstractmethod
     def copy_footprint(self) -> Footprint:
         """What a copy takes, at most."""

@@ -53,7 +53,7 @@ class FakeModel(Packable):
         self._backend = backend
         self._graph = stored.manifest.graph
         self.short_runs = 0
-        self.has_copy = False
+        self.copy_works = False
         self._row = np.frombuffer(bytes.fromhex(stored.manifest.digest[:16]), np.uint8).astype(np.float32)
 
     @property
@@ -69,6 +69,10 @@ class FakeModel(Packable):
     def architecture(self) -> str:
         return self._graph
 
+    @property
+    def has_copy(self) -> bool:
+        return self.copy_works
+
     def copy_footprint(self) -> Footprint:
         return Footprint(COPY_BYTES, {})
 
@@ -76,8 +80,8 @@ class FakeModel(Packable):
         self._backend.gate.wait()
         if self._backend.copy_failure is not None:
             raise self._backend.copy_failure
-        self.has_copy = True
+        self.copy_works = True
         return self._backend.trial
 
     def drop_copy(self) -> None:
-        self.has_copy = False
+        self.copy_works = False

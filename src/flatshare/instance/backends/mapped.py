@@ -165,6 +165,10 @@ class MappedModel(Packable):
     def architecture(self) -> str:
         return self._architecture.path.name
 
+    @property
+    def has_copy(self) -> bool:
+        return self._copy is not None and self._copy.is_open
+
     def copy_footprint(self) -> Footprint:
         sizes = {name: weight.tensor_size_in_bytes() for name, weight in self.named_weights().items()}
         return Footprint(prepacked.copy_bytes(self._architecture.path, sizes), {"OpenVINO": prepacked.LIBRARY_BYTES})

@@ -74,6 +74,10 @@ class Copy:
         self._request = request
         self._lock = threading.Lock()
 
+    @property
+    def is_open(self) -> bool:
+        return self._request is not None
+
     def run(self, feeds: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32] | None:
         """As `Architecture.run`; None if it is busy, closed, or has just failed, which closes it."""
         if not self._lock.acquire(blocking=False):
