@@ -3,6 +3,7 @@
 The message is NVIDIA's `inference.ModelConfig` as the package tritonclient carries it: https://github.com/triton-inference-server/common
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,9 +121,13 @@ def parse(text: str, folder: str) -> ConfigJson:
 
     message = model_config_pb2.ModelConfig()
     try:
-        text_format.Parse(text, message)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # Triton refuses the escapes that Python only frowns at
+            text_format.Parse(text, message)
     except text_format.ParseError as error:
         raise BadPackage(f"{folder}/config.pbtxt cannot be read: line {error}") from error
+    except DeprecationWarning as error:
+        raise BadPackage(f"{folder}/config.pbtxt cannot be read: {error}; a backslash in a text is written twice") from error
     return _as_json(message)
 
 

@@ -153,6 +153,7 @@ def test_types_and_sizes_must_agree_between_steps(store: TensorStore, tmp_path: 
         ('backend: "python" instance_group [{ kind: KIND_GPU }]', UnsupportedModel, "KIND_GPU"),
         ('backend: "python" name: "other"', BadPackage, "names the model 'other'"),
         ('backend: "python" nonsense: 7', BadPackage, r"line 1.*nonsense"),
+        (r'backend: "\python"', BadPackage, r"invalid escape sequence.*written twice"),
         ('backend: "onnxruntime"', BadPackage, "needs the file 1/model.onnx"),
         ('backend: "python" input [{ name: "A" dims: [1] }]', BadPackage, "'A' has no data_type"),
         ('backend: "python" input [{ name: "A" data_type: TYPE_FP32 dims: [0] }]', BadPackage, "dims"),
