@@ -13,6 +13,7 @@ from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import CacheSettings, SharingSettings, TenantSettings
 from flatshare.instance.backends.fake import COPY_BYTES, FakeModel
 from flatshare.instance.copies import PREPACKING
+from flatshare.instance.explain import Explainer
 from flatshare.instance.promote import Promoter
 from flatshare.policy.promote import Trial
 from tests.instance.conftest import BASE, LRU, OWN, SESSION, Flat, key_of, running_flat, source
@@ -133,6 +134,16 @@ async def test_a_pin_and_a_floor_protect_the_model_and_not_its_copy() -> None:
         await scene.flat.use("c")
         assert scene.flat.resident == {"a", "b", "c"}
         assert scene.copied == set()
+
+
+async def test_it_is_explained_as_the_first_to_go_and_is_no_model_before_its_model() -> None:
+    async with stage(spare(copies=1)) as scene:
+        await one_copy_and_a_neighbour(scene)
+        explainer = Explainer(scene.flat.cache, scene.flat.finder, scene.flat.journal)
+        said = await explainer.explain(key_of("a"), source("a"))
+        assert (said.copy_bytes, said.rank) == (COPY_BYTES, 0)
+        first = said.next_to_go[0]
+        assert (first.uri, first.is_copy, first.frees_bytes) == (source("a").uri, True, COPY_BYTES)
 
 
 async def test_a_copy_goes_with_its_model() -> None:

@@ -85,6 +85,7 @@ class Explainer:
                 problem = str(error)
         view = self._cache.room.view()
         order = evict.ranked(view.residents, view.holders, view.rules.manners)
+        models = [resident for resident in order if not resident.is_copy]
         mine = next((resident for resident in view.residents if resident.key == key), None)
         tenant = self._cache.room.tenant(source)
         return Explanation(
@@ -97,7 +98,7 @@ class Explainer:
             idle_s=view.rules.manners.now_s - mine.used_s if mine else None,
             worth_ms_per_s=1e3 * self._cache.demand.worth(key, self._cache.room.weight(tenant)),
             reload_ms=1e3 * self._cache.demand.reload_s(key),
-            rank=next((index for index, resident in enumerate(order) if resident.key == key), None),
+            rank=next((index for index, resident in enumerate(models) if resident.key == key), None),
             spared_because=_spared_because(mine, view) if mine else None,
             dry_run=dry_run,
             problem=problem,
