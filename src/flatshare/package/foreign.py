@@ -38,7 +38,8 @@ _CLASSES = {
     Task.RANKING: "AutoModelForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
 }
-_OUTPUTS = {Task.EMBEDDING: ("sentence_embedding", "last_hidden_state", "token_embeddings")}
+_POOLED = "sentence_embedding"
+_OUTPUTS = {Task.EMBEDDING: (_POOLED, "last_hidden_state", "token_embeddings")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +110,13 @@ def _found(path: Path, place: str, purpose: Purpose) -> _Whole:
     """The ONNX file of the checkpoint, and which of its outputs answers."""
     model = onnx_files.read_onnx(path)
     names = [output.name for output in model.graph.output]
-    wanted = _OUTPUTS.get(purpose.task, ("logits",))
+    wanted: tuple[str, ...] = _OUTPUTS.get(purpose.task, ("logits",))
+    if isinstance(purpose.head, SentenceHead) and not purpose.head.is_prompt_pooled:
+        wanted = tuple(name for name in wanted if name != _POOLED)  # it is made of the prompt's tokens too
+        names = [name for name in names if name != _POOLED]
     output = next((name for name in wanted if name in names), names[0] if len(names) == 1 else None)
     if output is None:
-        raise UnsupportedModel(f"{place} gives {', '.join(names)[:128]}: a model for {purpose.task} needs {' or '.join(wanted)}")
+        raise UnsupportedModel(f"{place} gives {', '.join(names)[:128] or _POOLED}: a model for {purpose.task} needs {' or '.join(wanted)}")
     return _Whole(onnx_files.only_output(model, output), output, f"the graph is the checkpoint's {place}")
 
 
@@ -152,7 +156,7 @@ def _run_export(out: Path, checkpoint: Path, head: str) -> dict[str, Any]:
 
 def _headed(whole: _Whole, purpose: Purpose, hidden: int, top: Folder) -> tuple[onnx.ModelProto, dict[str, NDArray[np.float32]]]:
     """The graph with a sentence encoder's pooling behind it, if it has not pooled already; and the weights of its modules."""
-    if not isinstance(purpose.head, SentenceHead) or whole.output == "sentence_embedding":
+    if not isinstance(purpose.head, SentenceHead) or whole.output == _POOLED:
         return whole.model, {}
     weights = read_module_weights(top, purpose.sentence.weight_folders)
     model = onnx_files.with_head(whole.model, whole.output, purpose.head, hidden)
