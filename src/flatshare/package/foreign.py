@@ -30,7 +30,7 @@ from flatshare.package.weight_files import read_module_weights
 ONNX_PLACES = ("model.onnx", "onnx/model.onnx")
 _EXPORT_TIMEOUT_S = 900.0
 _HIDDEN_NAMES = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
-_POSITION_NAMES = ("max_position_embeddings", "n_positions")
+_POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 _USUAL_TOKENS = 512  # for models whose positions have no end
 _CLASSES = {
     Task.EMBEDDING: "AutoModel",
@@ -85,7 +85,7 @@ def read_foreign(path: Path, limits: StoreLimits, reason: UnsupportedModel | Non
     lean = onnx_files.split(onnx_files.fused(model), seen.shape)
     split = SplitGraph(lean.model, {**lean.weights, **extra}, lean.kept_bytes)
     positions = config.size(_given(config, _POSITION_NAMES), default=_USUAL_TOKENS, least=8)
-    longest = _longest(split, positions, vocabulary)
+    longest = _longest(split, positions, config, vocabulary)
     _check_equal(original, split, vocabulary, longest)
     max_tokens = token_limit(folder, purpose, longest)
     kept = (f"{split.kept_bytes} bytes of weights stay in the graph and are private memory",) if split.kept_bytes > 2**20 else ()
@@ -130,7 +130,7 @@ def _exported(folder: Folder, purpose: Purpose, reason: UnsupportedModel | None)
     with tempfile.TemporaryDirectory() as out:
         report = _run_export(Path(out), folder.path, _CLASSES[purpose.task])
         if "error" in report:
-            raise UnsupportedModel(f"{why}Its export to ONNX failed: {report['error']}")
+            raise UnsupportedModel(f"{why}Its export to ONNX failed: {report['error']} (a model.onnx beside it would be taken instead)")
         if not report["difference"] <= onnx_files.CLOSE:
             raise UnsupportedModel(
                 f"{why}Its exported graph differs from the model by {report['difference']:.1e}, more than {onnx_files.CLOSE:.0e}"
@@ -171,13 +171,15 @@ def _headed(whole: _Whole, purpose: Purpose, hidden: int, top: Folder) -> tuple[
     return model, found
 
 
-def _longest(split: SplitGraph, positions: int, vocabulary: int) -> int:
-    """How many tokens the graph takes: all of its positions, or two less where they begin behind the padding (as fairseq counts)."""
+def _longest(split: SplitGraph, positions: int, config: Config, vocabulary: int) -> int:
+    """How many tokens the graph takes: all of its positions, or fewer where they begin behind the padding (as fairseq counts)."""
+    padding = config.get("pad_token_id")
+    fewer = positions - 1 - (padding if type(padding) is int and 0 <= padding < positions - 2 else 1)
     try:
         onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, positions, vocabulary)})
     except UnsupportedModel:
-        onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, positions - 2, vocabulary)})
-        return positions - 2
+        onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, fewer, vocabulary)})
+        return fewer
     return positions
 
 
