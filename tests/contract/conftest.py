@@ -32,6 +32,8 @@ class V2Server:
     model: str
     counter: str = ""
     """A decoupled model (tests/contract/packages.py), if there is one."""
+    pipeline: str = ""
+    """An ensemble with such a step."""
 
 
 @contextmanager
@@ -53,10 +55,12 @@ def _flatshare_package(folder: Path) -> Iterator[V2Server]:
 @contextmanager
 def _flatshare_endpoint(folder: Path) -> Iterator[V2Server]:
     packages.write_model(folder / "models/acme/counter", COUNTER, COUNTER_CONFIG)
+    packages.write_pipeline(folder / "models/acme/pipeline")
     with serving(folder / "data") as server:
         deploy(server, "embeddings", folder / "models")
         assert server.grpc_address is not None
-        yield V2Server(server.url.removeprefix("http://"), server.grpc_address, "embeddings/acme/query", "embeddings/acme/counter")
+        names = [f"embeddings/acme/{name}" for name in ("query", "counter", "pipeline")]
+        yield V2Server(server.url.removeprefix("http://"), server.grpc_address, *names)
 
 
 @contextmanager
@@ -65,10 +69,11 @@ def _triton(folder: Path) -> Iterator[V2Server]:
     with running_triton(folder) as server:
         packages.write_model(server.repository, MIXED, MIXED_CONFIG, name="query")
         packages.write_model(server.repository, COUNTER, COUNTER_CONFIG, name="counter")
-        address = V2Server(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", "query", "counter")
+        packages.write_pipeline(server.repository)
+        address = V2Server(f"127.0.0.1:{server.http_port}", f"127.0.0.1:{server.grpc_port}", "query", "counter", "pipeline")
         with InferenceServerClient(address.http) as client:
-            client.load_model("query")
-            client.load_model("counter")
+            for name in (address.model, address.counter, address.pipeline):
+                client.load_model(name)
         yield address
 
 

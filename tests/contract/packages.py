@@ -58,6 +58,44 @@ output [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "text" da
 model_transaction_policy { decoupled: true }
 """
 
+NEGATE = """
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def execute(self, requests):
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("negated", -request.inputs()[0].as_numpy())]) for request in requests]
+"""
+NEGATE_CONFIG = """
+backend: "python"
+input [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "negated" data_type: TYPE_INT32 dims: [ 1 ] } ]
+"""
+PIPELINE_CONFIG = """
+platform: "ensemble"
+input [ { name: "count" data_type: TYPE_INT32 dims: [ 1 ] } ]
+output [ { name: "number" data_type: TYPE_INT32 dims: [ 1 ] }, { name: "text" data_type: TYPE_STRING dims: [ 1 ] } ]
+ensemble_scheduling {
+  step [
+    { model_name: "piped" model_version: -1 input_map { key: "number" value: "counted" } output_map { key: "negated" value: "number" } },
+    {
+      model_name: "pipe" model_version: -1 input_map { key: "count" value: "count" }
+      output_map { key: "number" value: "counted" } output_map { key: "text" value: "text" }
+    }
+  ]
+}
+"""
+"""A decoupled step, and one that follows each of its answers."""
+
+
+def write_pipeline(repository: Path) -> Path:
+    """An ensemble `pipeline`, and its steps."""
+    write_model(repository, COUNTER, COUNTER_CONFIG, name="pipe")
+    write_model(repository, NEGATE, NEGATE_CONFIG, name="piped")
+    (repository / "pipeline/1").mkdir(parents=True)
+    (repository / "pipeline/1/.keep").touch()
+    (repository / "pipeline/config.pbtxt").write_text(PIPELINE_CONFIG)
+    return repository
+
 
 def config(*, inputs: str = "A TYPE_FP32 -1", outputs: str = "B TYPE_FP32 -1", more: str = 'backend: "python" max_batch_size: 4') -> str:
     """`inputs` and `outputs` as `NAME TYPE dims`, several by commas."""

@@ -190,6 +190,42 @@ def test_a_wrong_config_is_refused_with_a_sentence(server: ContainerServer, key:
     assert says in answer.error
 
 
+METERED = """
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    class TritonPythonModel:
+        def initialize(self, args):
+            kinds = pb_utils.MetricFamily
+            self.family = kinds(name="took_" + args["model_name"][:8], description="Seconds", kind=kinds.HISTOGRAM)
+            self.counted = kinds(name="counted_" + args["model_name"][:8], description="Count", kind=kinds.COUNTER)
+            self.took = self.family.Metric(labels={"kind": "times"}, buckets=[0.5, 1.0, 2.5])
+
+        def execute(self, requests):
+            for value in (0.5, 0.6, 7, -1):
+                self.took.observe(value)
+            wrong = (
+                lambda: self.family.Metric(labels={"kind": "none"}), lambda: self.family.Metric(buckets=(1.0, 2.0)),
+                lambda: self.counted.Metric(buckets=[1.0]), lambda: self.family.Metric(labels=[("kind", "list")], buckets=[1.0]),
+            )
+            found = np.array([[self.refused(call) for call in wrong]], np.float32)
+            return [pb_utils.InferenceResponse([pb_utils.Tensor("B", found)]) for _ in requests]
+
+        def refused(self, call):
+            try:
+                call()
+            except pb_utils.TritonModelException:
+                return 1
+            return 0
+"""
+
+
+def test_histograms_observe_and_are_made_with_buckets(server: ContainerServer, key: str, tmp_path: Path) -> None:
+    assert server.load(key, write_model(tmp_path / key, METERED)).status == 200
+    assert server.infer(key, ONE).output("B") == [1] * 4
+    server.unload(key)
+
+
 def test_texts_go_in_and_out(server: ContainerServer, key: str, tmp_path: Path) -> None:
     code = _EXECUTE.format(body="return [pb_utils.InferenceResponse([pb_utils.Tensor('B', r.inputs()[0].as_numpy())]) for r in requests]")
     settings = config(inputs="A TYPE_STRING -1", outputs="B TYPE_STRING -1")

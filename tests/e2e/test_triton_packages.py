@@ -27,6 +27,8 @@ TIMES = """
             self.version = int(args["model_version"])
             family = pb_utils.MetricFamily(name="shop_answers", description="Answers", kind=pb_utils.MetricFamily.COUNTER)
             self.answers = family.Metric(labels={"kind": "times"})
+            values = pb_utils.MetricFamily(name="shop_values", description="Values", kind=pb_utils.MetricFamily.HISTOGRAM)
+            self.values = values.Metric(labels={"kind": "times"}, buckets=[1.0, 5.0])
 
         def execute(self, requests):
             return [self.answer(request) for request in requests]
@@ -34,6 +36,7 @@ TIMES = """
         def answer(self, request):
             self.answers.increment(1)
             values = request.inputs()[0].as_numpy() * self.version
+            self.values.observe(float(values[0, 0]))
             said = json.loads(request.parameters()).get("X-Amzn-SageMaker-Custom-Attributes")
             parameters = {"X-Amzn-SageMaker-Custom-Attributes": f"heard {said}"} if said else {}
             return pb_utils.InferenceResponse([pb_utils.Tensor("B", values)], parameters=parameters)
@@ -124,8 +127,12 @@ def test_server_sent_events_bring_them_too_and_a_plain_call_takes_exactly_one(sh
 def test_what_models_count_stands_among_the_metrics(shop: Endpoint) -> None:
     invoke(shop, "times", [tensor("A", "FP32", 1)])
     with urllib.request.urlopen(f"{shop.server.url}/metrics") as answer:
-        lines = [line for line in answer.read().decode().splitlines() if line.startswith("shop_answers_total")]
-    [line] = lines
+        lines = answer.read().decode().splitlines()
+    [line] = [line for line in lines if line.startswith("shop_answers_total")]
     assert 'kind="times"' in line
     assert 'endpoint="shop"' in line
     assert float(line.rpartition(" ")[2]) >= 1
+    buckets = [float(line.rpartition(" ")[2]) for line in lines if line.startswith("shop_values_bucket")]
+    assert len(buckets) == 3
+    assert buckets == sorted(buckets)
+    assert buckets[-1] >= 1

@@ -197,7 +197,7 @@ BY_TASK: dict[Task, dict[str, tuple[Spoil, str]]] = {
         "cut modules": (cut("modules.json"), "modules.json is not valid JSON"),
         "no pooling config": (without("1_Pooling/config.json"), "1_Pooling/config.json is missing"),
         "pooling of another width": (pooling(pooling_mode="mean", embedding_dimension=16), "they contradict each other"),
-        "pooling without the prompt": (pooling(pooling_mode="mean", include_prompt=False), "include_prompt"),
+        "a prompt that is pooled or not": (pooling(pooling_mode="mean", include_prompt="no"), "include_prompt must be true or false"),
         "no dense weights": (without("2_Dense/model.safetensors"), "2_Dense/model.safetensors is missing"),
         "cut dense weights": (cut("2_Dense/model.safetensors"), "model.safetensors is truncated"),
         "a dense layer of another width": (dense(in_features=16), "in_features is 16, but what comes before gives 32"),

@@ -143,6 +143,27 @@ class TestOnnxFiles:
         assert report.manifest.notes == ("the graph is the checkpoint's model.onnx",)
         np.testing.assert_allclose(answers(store, report.manifest, "embedding", *TEXTS), generated, rtol=0, atol=1e-5)
 
+    def test_a_prompt_that_is_not_pooled_is_left_out_behind_such_a_graph_too(self, store: TensorStore, tmp_path: Path) -> None:
+        folder = save_model(tmp_path / "model", "bert", Task.EMBEDDING)
+        pooling = {"pooling_mode": ["mean", "cls", "weightedmean"], "include_prompt": False}
+        write_sentence_modules(folder, ("Pooling", pooling), prompts={"query": "help me "}, default_prompt_name="query")
+        generated = answers(store, import_folder(store, folder).manifest, "embedding", *TEXTS)
+        onnx.save(_token_vectors(folder, 32), folder / "model.onnx")
+        (folder / "model.safetensors").unlink()
+        manifest = import_folder(store, folder, version="2").manifest
+        assert manifest.notes == ("the graph is the checkpoint's model.onnx",)
+        np.testing.assert_allclose(answers(store, manifest, "embedding", *TEXTS), generated, rtol=0, atol=1e-5)
+
+    def test_a_graph_that_has_pooled_the_prompt_already_is_refused(self, store: TensorStore, tmp_path: Path) -> None:
+        folder = save_model(tmp_path / "model", "bert", Task.EMBEDDING)
+        write_sentence_modules(folder, ("Pooling", {"pooling_mode": "mean", "include_prompt": False}))
+        model = _token_vectors(folder, 32)
+        model.graph.node[-1].output[0] = model.graph.output[0].name = "sentence_embedding"
+        onnx.save(model, folder / "model.onnx")
+        (folder / "model.safetensors").unlink()
+        with pytest.raises(UnsupportedModel, match="gives sentence_embedding: a model for embedding needs last_hidden_state"):
+            import_folder(store, folder)
+
 
 def _token_vectors(folder: Path, hidden: int) -> onnx.ModelProto:
     """The checkpoint's own generated graph without its pooling, its weights put in: an ONNX file as anybody might write it."""

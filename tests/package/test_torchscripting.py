@@ -67,5 +67,8 @@ def test_a_head_that_is_not_converted_is_named(tmp_path: Path) -> None:
     (checkpoint / "1_Pooling/config.json").write_text('{"word_embedding_dimension": 32, "pooling_mode_max_tokens": true}')
     with pytest.raises(UnsupportedModel, match="only encoders with mean or cls pooling"):
         write_torchscript(checkpoint, tmp_path / "traced", StoreLimits())
+    (checkpoint / "1_Pooling/config.json").write_text('{"pooling_mode": "mean", "include_prompt": false}')
+    with pytest.raises(UnsupportedModel, match="leaves its prompt out"):
+        write_torchscript(checkpoint, tmp_path / "traced", StoreLimits())
     with pytest.raises(UnsupportedModel, match="models for token-classification are not converted"):
         write_torchscript(save_model(tmp_path / "tokens", "bert", Task.TOKEN_CLASSIFICATION), tmp_path / "traced", StoreLimits())

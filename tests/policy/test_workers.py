@@ -58,6 +58,13 @@ def test_the_tenant_that_was_served_least_has_the_first_turn_and_equals_go_by_wh
     assert turns([b, a], {}) == [0, 1]
 
 
+def test_a_tenant_of_twice_the_weight_may_have_twice_as_much() -> None:
+    a, b = Tenant("a"), Tenant("b")
+    weights = {a: 2.0, b: 1.0}
+    assert turns([b, a], {a: 1.9, b: 1.0}, weights.__getitem__) == [1, 0]
+    assert turns([a, b], {a: 2.1, b: 1.0}, weights.__getitem__) == [1, 0]
+
+
 def test_a_new_model_lives_where_there_are_fewest() -> None:
     assert home([BUSY, IDLE]) == "idle"
     assert home([]) is None

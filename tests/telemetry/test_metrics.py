@@ -2,6 +2,7 @@
 
 import re
 
+from flatshare.core.readings import ModelMetric
 from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics, InstanceReading
 
 
@@ -71,3 +72,13 @@ def test_instances_are_told_of_as_they_are_and_no_more_when_they_are_gone() -> N
     assert said[f"flatshare_memory_pressure_bytes{{{where}}}"] == 10
     assert (said[f"flatshare_thrash_index{{{where}}}"], said[f"flatshare_lacks_memory{{{where}}}"]) == (0.25, 1)
     assert not [name for name in values(metrics.render([], {"e"})) if "instance=" in name]
+
+
+def test_a_models_histogram_is_told_as_prometheus_reads_it() -> None:
+    took = ModelMetric("took", "histogram", "Seconds", {"step": "all"}, 13.0, (1.0, 2.5), (2, 2, 1))
+    text = GatewayMetrics().render([reading(model_metrics=(took,))], {"e"})
+    assert b"# TYPE took histogram" in text
+    said = {name: value for name, value in values(text).items() if name.startswith("took")}
+    place = 'endpoint="e",instance="i"'
+    buckets = {f'took_bucket{{{place},le="{bound}",step="all"}}': count for bound, count in (("1.0", 2), ("2.5", 4), ("+Inf", 5))}
+    assert said == {**buckets, f'took_count{{{place},step="all"}}': 5, f'took_sum{{{place},step="all"}}': 13}

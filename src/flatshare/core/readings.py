@@ -10,7 +10,12 @@ class ModelMetric:
 
     name: str
     kind: str
-    """`counter` or `gauge`."""
+    """`counter`, `gauge` or `histogram`."""
     description: str
     labels: Mapping[str, str]
     value: float
+    """Of a histogram: the sum of what was observed."""
+    bounds: tuple[float, ...] = ()
+    """Of a histogram: how far each of its buckets reaches, ascending."""
+    counts: tuple[int, ...] = ()
+    """What fell into each bucket, and into none of them."""

@@ -11,7 +11,8 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 """How logits become scores."""
 TOKENS_PER_RUN = 512
 """Texts of equal length share a run up to this many tokens, so that the workspace stays that of one long text."""
-
+POOLING_MASK = "pooling_mask"
+"""The input of graphs that leave a prompt's tokens out of the pooling: int64 [texts, tokens], 0 for those."""
 
 Dtype = Literal["F32", "I8"]
 
@@ -93,6 +94,8 @@ class ModelManifest:
     """The name of the one that is put there if nobody says."""
     is_normalized: bool = False
     """Whether embeddings have length 1, cut ones too."""
+    is_prompt_pooled: bool = True
+    """Whether an embedding is made of a prompt's tokens too; if not, the graph asks for a mask of the others."""
     generation: GenerationSpec | None = None
     files: tuple[PackageFile, ...] = ()
     """Of a Triton repository; `graph` is then its description (core/repository.py)."""

@@ -73,5 +73,9 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         pressure_bytes=balance["pressure"],
         thrash_index=status["thrash"]["index"],
         lacks_memory=status["thrash"]["lacks_memory"],
-        model_metrics=tuple(ModelMetric(**fields) for fields in status.get("model_metrics", ())),
+        model_metrics=tuple(map(_model_metric, status.get("model_metrics", ()))),
     )
+
+
+def _model_metric(fields: dict[str, Any]) -> ModelMetric:
+    return ModelMetric(**fields | {name: tuple(fields[name]) for name in ("bounds", "counts")})

@@ -69,7 +69,7 @@ async def serve_until_stopped(
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=sharing.queue.max_waiting)
     mapped, workbench = engines(settings), Workbench(settings.workers, sharing)
-    triton = TritonBackend(own_code, InnerModels(mapped, workbench, threads))
+    triton = TritonBackend(own_code, InnerModels(mapped, workbench, threads), sharing)
     backend = Engines({"mapped": mapped, "generate": writer, "triton": triton})
     finder = _finder(store, lookers, settings, partial(_note_leaving, journal, clock))
     books = Books(settings.memory_bytes, settings.anonymous_share, anonymous_bytes(), lambda: triton.pool.anonymous_bytes)

@@ -112,6 +112,7 @@ def manifest_of(parts: EncoderParts, graph: Digest, tokenizer: Digest, tensors: 
         prompts=sentence.prompts,
         default_prompt=sentence.default_prompt,
         is_normalized=isinstance(purpose.head, SentenceHead) and purpose.head.is_normalized,
+        is_prompt_pooled=not isinstance(purpose.head, SentenceHead) or purpose.head.is_prompt_pooled,
     )
     return replace(manifest, digest=_identity(manifest))
 

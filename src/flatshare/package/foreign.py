@@ -30,7 +30,7 @@ from flatshare.package.weight_files import read_module_weights
 ONNX_PLACES = ("model.onnx", "onnx/model.onnx")
 _EXPORT_TIMEOUT_S = 900.0
 _HIDDEN_NAMES = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")
-_POSITION_NAMES = ("max_position_embeddings", "n_positions")
+_POSITION_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len")
 _USUAL_TOKENS = 512  # for models whose positions have no end
 _CLASSES = {
     Task.EMBEDDING: "AutoModel",
@@ -38,7 +38,8 @@ _CLASSES = {
     Task.RANKING: "AutoModelForSequenceClassification",
     Task.TOKEN_CLASSIFICATION: "AutoModelForTokenClassification",
 }
-_OUTPUTS = {Task.EMBEDDING: ("sentence_embedding", "last_hidden_state", "token_embeddings")}
+_POOLED = "sentence_embedding"
+_OUTPUTS = {Task.EMBEDDING: (_POOLED, "last_hidden_state", "token_embeddings")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def read_foreign(path: Path, limits: StoreLimits, reason: UnsupportedModel | Non
     lean = onnx_files.split(onnx_files.fused(model), seen.shape)
     split = SplitGraph(lean.model, {**lean.weights, **extra}, lean.kept_bytes)
     positions = config.size(_given(config, _POSITION_NAMES), default=_USUAL_TOKENS, least=8)
-    longest = _longest(split, positions, vocabulary)
+    longest = _longest(split, positions, config, vocabulary)
     _check_equal(original, split, vocabulary, longest)
     max_tokens = token_limit(folder, purpose, longest)
     kept = (f"{split.kept_bytes} bytes of weights stay in the graph and are private memory",) if split.kept_bytes > 2**20 else ()
@@ -109,10 +110,13 @@ def _found(path: Path, place: str, purpose: Purpose) -> _Whole:
     """The ONNX file of the checkpoint, and which of its outputs answers."""
     model = onnx_files.read_onnx(path)
     names = [output.name for output in model.graph.output]
-    wanted = _OUTPUTS.get(purpose.task, ("logits",))
+    wanted: tuple[str, ...] = _OUTPUTS.get(purpose.task, ("logits",))
+    if isinstance(purpose.head, SentenceHead) and not purpose.head.is_prompt_pooled:
+        wanted = tuple(name for name in wanted if name != _POOLED)  # it is made of the prompt's tokens too
+        names = [name for name in names if name != _POOLED]
     output = next((name for name in wanted if name in names), names[0] if len(names) == 1 else None)
     if output is None:
-        raise UnsupportedModel(f"{place} gives {', '.join(names)[:128]}: a model for {purpose.task} needs {' or '.join(wanted)}")
+        raise UnsupportedModel(f"{place} gives {', '.join(names)[:128] or _POOLED}: a model for {purpose.task} needs {' or '.join(wanted)}")
     return _Whole(onnx_files.only_output(model, output), output, f"the graph is the checkpoint's {place}")
 
 
@@ -126,7 +130,7 @@ def _exported(folder: Folder, purpose: Purpose, reason: UnsupportedModel | None)
     with tempfile.TemporaryDirectory() as out:
         report = _run_export(Path(out), folder.path, _CLASSES[purpose.task])
         if "error" in report:
-            raise UnsupportedModel(f"{why}Its export to ONNX failed: {report['error']}")
+            raise UnsupportedModel(f"{why}Its export to ONNX failed: {report['error']} (a model.onnx beside it would be taken instead)")
         if not report["difference"] <= onnx_files.CLOSE:
             raise UnsupportedModel(
                 f"{why}Its exported graph differs from the model by {report['difference']:.1e}, more than {onnx_files.CLOSE:.0e}"
@@ -152,7 +156,7 @@ def _run_export(out: Path, checkpoint: Path, head: str) -> dict[str, Any]:
 
 def _headed(whole: _Whole, purpose: Purpose, hidden: int, top: Folder) -> tuple[onnx.ModelProto, dict[str, NDArray[np.float32]]]:
     """The graph with a sentence encoder's pooling behind it, if it has not pooled already; and the weights of its modules."""
-    if not isinstance(purpose.head, SentenceHead) or whole.output == "sentence_embedding":
+    if not isinstance(purpose.head, SentenceHead) or whole.output == _POOLED:
         return whole.model, {}
     weights = read_module_weights(top, purpose.sentence.weight_folders)
     model = onnx_files.with_head(whole.model, whole.output, purpose.head, hidden)
@@ -167,13 +171,15 @@ def _headed(whole: _Whole, purpose: Purpose, hidden: int, top: Folder) -> tuple[
     return model, found
 
 
-def _longest(split: SplitGraph, positions: int, vocabulary: int) -> int:
-    """How many tokens the graph takes: all of its positions, or two less where they begin behind the padding (as fairseq counts)."""
+def _longest(split: SplitGraph, positions: int, config: Config, vocabulary: int) -> int:
+    """How many tokens the graph takes: all of its positions, or fewer where they begin behind the padding (as fairseq counts)."""
+    padding = config.get("pad_token_id")
+    fewer = positions - 1 - (padding if type(padding) is int and 0 <= padding < positions - 2 else 1)
     try:
         onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, positions, vocabulary)})
     except UnsupportedModel:
-        onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, positions - 2, vocabulary)})
-        return positions - 2
+        onnx_files.run(split.model, {**split.weights, **onnx_files.sample(1, fewer, vocabulary)})
+        return fewer
     return positions
 
 

@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, compose, external_data_helper, helper, numpy_helper
 
 from flatshare.core.errors import BadPackage, UnsupportedModel
+from flatshare.core.spec import POOLING_MASK
 from flatshare.package.graphs import blocks
 from flatshare.package.graphs.builder import GraphBuilder
 from flatshare.package.graphs.heads import SentenceHead, pooled_embedding
 
-RUN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_FOREIGN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+RUN_INPUTS = (*_FOREIGN_INPUTS, POOLING_MASK)
+"""What a run brings; the last only if the pooling that we put behind a graph asks for it."""
 CLOSE = 1e-4
 """How far a graph may differ from the model that it stands for, relative to the largest number where that is beyond 1."""
 _LEAST_WEIGHT_BYTES = 4096  # smaller ones stay in the graph: a page each in the store would be more
@@ -81,6 +84,8 @@ def with_head(model: onnx.ModelProto, output: str, head: SentenceHead, hidden: i
     # Names of ours must not meet theirs: an exporter calls a look-up's result "embedding" as well.
     longer = compose.add_prefix(model, "model/", rename_inputs=False, rename_initializers=False)
     g.append_to(longer.graph, embedding, ["texts", head.width(hidden)])
+    if not head.is_prompt_pooled:
+        longer.graph.input.append(helper.make_tensor_value_info(POOLING_MASK, TensorProto.INT64, ["texts", "tokens"]))
     if all(entry.domain != "com.microsoft" for entry in longer.opset_import):
         longer.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return longer
@@ -139,9 +144,11 @@ def run(model: bytes, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float
 
 
 def sample(texts: int, tokens: int, vocabulary: int) -> dict[str, NDArray[np.generic]]:
-    """Token ids as a run brings them."""
+    """Token ids as a run brings them, the first of each row a prompt's."""
     ids = np.random.default_rng((texts, tokens)).integers(vocabulary // 8, vocabulary, (texts, tokens))
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    mask = np.ones_like(ids)
+    mask[:, 0] = tokens == 1
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids), POOLING_MASK: mask}
 
 
 def difference(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -177,9 +184,9 @@ def _check_inputs(path: Path, model: onnx.ModelProto) -> None:
     inputs = [value for value in model.graph.input if value.name not in constants]
     for value in inputs:
         kind = value.type.tensor_type
-        if value.name not in RUN_INPUTS or kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
+        if value.name not in _FOREIGN_INPUTS or kind.elem_type != TensorProto.INT64 or len(kind.shape.dim) != 2:
             raise UnsupportedModel(
-                f"{path.name} asks for the input {value.name[:64]!r}: served are {', '.join(RUN_INPUTS)}, INT64 [texts, tokens]"
+                f"{path.name} asks for the input {value.name[:64]!r}: served are {', '.join(_FOREIGN_INPUTS)}, INT64 [texts, tokens]"
             )
     if all(value.name != "input_ids" for value in inputs):
         raise UnsupportedModel(f"{path.name} has no input 'input_ids'")

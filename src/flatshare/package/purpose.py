@@ -12,7 +12,14 @@ from flatshare.package.graphs.heads import Head, SequenceHead, TokenHead
 from flatshare.package.sentence import SentenceModules, read_sentence
 
 _MAX_LABELS = 100_000
-_OTHER_TASKS = ("ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction", "ForCausalLM", "ForConditionalGeneration")
+_OTHER_TASKS = (
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForNextSentencePrediction",
+    "ForCausalLM",
+    "GPT2LMHeadModel",
+    "ForConditionalGeneration",
+)
 _OTHER_ENCODERS = ("SparseEncoder", "MultiVectorEncoder")
 _PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 _ACTIVATIONS: dict[str, Activation] = {"Sigmoid": "sigmoid", "Identity": "identity"}

@@ -7,7 +7,8 @@ from typing import Any
 from flatshare.core.errors import BadPackage, UnsupportedModel
 from flatshare.package.config import Config
 from flatshare.package.folder import Folder
-from flatshare.package.graphs.heads import DENSE_ACTIVATIONS, POOLINGS, Dense, LayerNorm, Normalize, SentenceHead, Step
+from flatshare.package.graphs.heads import DENSE_ACTIVATIONS, Dense, LayerNorm, Normalize, SentenceHead, Step
+from flatshare.package.graphs.pooling import POOLINGS
 
 _SETTINGS = tuple(
     f"sentence_{family}_config.json" for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -59,11 +60,12 @@ def read_sentence(folder: Folder, modules: list[Any] | None, hidden: int) -> Sen
     if len(kinds) < 2 or kinds[1][0] != "Pooling":
         found = f"a '{kinds[1][0]}' at place 1" if len(kinds) > 1 else "no Pooling"
         raise UnsupportedModel(f"modules.json has {found}: only sentence encoders are served, where {_SERVED}")
-    poolings = _poolings(folder.required_json(f"{kinds[1][1]}/config.json"), hidden)
+    pooling = Config(folder.required_json(f"{kinds[1][1]}/config.json"), f"{kinds[1][1]}/config.json")
+    poolings = _poolings(pooling.fields, hidden)
     steps = tuple(_steps(folder, kinds[2:], hidden * len(poolings)))
     settings = _settings(transformer_folder(folder, modules))
     stated = folder.optional_json("config_sentence_transformers.json")
-    head = SentenceHead(poolings, steps)
+    head = SentenceHead(poolings, steps, is_prompt_pooled=pooling.flag("include_prompt", default=True))
     prompts, default = _prompts(stated)
     return SentenceModules(
         head=head,
@@ -137,8 +139,6 @@ def _poolings(config: dict[str, Any], hidden: int) -> tuple[str, ...]:
         raise BadPackage(
             f"the pooling's config.json expects vectors of {repr(stated)[:64]}, config.json gives {hidden}: they contradict each other"
         )
-    if config.get("include_prompt") is False:
-        raise UnsupportedModel("pooling without the prompt's tokens (include_prompt false) is not served")
     mode = config.get("pooling_mode")
     if mode is not None:
         modes = mode if isinstance(mode, list) else [mode]

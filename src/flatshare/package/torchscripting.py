@@ -83,6 +83,8 @@ def _job(checkpoint: Path, limits: StoreLimits) -> dict[str, Any]:
         others = [step for step in head.steps if not isinstance(step, Normalize)]
         if head.poolings not in {("mean",), ("cls",)} or others:
             raise UnsupportedModel("only encoders with mean or cls pooling, normalised or not, are converted: write the others by hand")
+        if not head.is_prompt_pooled:
+            raise UnsupportedModel("an encoder that leaves its prompt out of the pooling (include_prompt false) is not converted")
         return job | {"head": "AutoModel", "pooling": head.poolings[0], "is_normalized": head.is_normalized}
     if purpose.task not in {Task.CLASSIFICATION, Task.RANKING}:
         raise UnsupportedModel(f"models for {purpose.task.value} are not converted to TorchScript")

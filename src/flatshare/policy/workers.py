@@ -1,6 +1,6 @@
 """Which worker runs a model, when another worker is worth it, and when a model is left alone for a while."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -87,9 +87,9 @@ def choose(own: WorkerLoad, others: Sequence[WorkerLoad], model: Waiting, *, mos
     return Choice(Action.MOVE, target.name) if again_s < 0 else Choice(Action.WAIT, again_s=max(again_s, _SOON_S))
 
 
-def turns(tenants: Sequence[Tenant], served_s: Mapping[Tenant, float]) -> list[int]:
-    """Who of those who wait, told by their tenants, has the first turn: whose tenant has been served least, then who came first."""
-    return sorted(range(len(tenants)), key=lambda index: (served_s.get(tenants[index], 0.0), index))
+def turns(tenants: Sequence[Tenant], served_s: Mapping[Tenant, float], weight: Callable[[Tenant], float] = lambda _: 1.0) -> list[int]:
+    """Who of those who wait, told by their tenants, has the first turn: whose tenant has had least for its weight, then who came first."""
+    return sorted(range(len(tenants)), key=lambda index: (served_s.get(tenants[index], 0.0) / weight(tenants[index]), index))
 
 
 def quarantine(failures_s: Sequence[float], now_s: float, last: Quarantine | None) -> Quarantine | None:

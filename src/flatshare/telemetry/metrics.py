@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import generate_latest
 
 from flatshare.core.readings import ModelMetric
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
+_FAMILIES: Mapping[str, type[_Family]] = {
+    "counter": CounterMetricFamily,
+    "gauge": GaugeMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
 UNKNOWN = "unknown"
 """Stands for every endpoint that is not in service: a caller cannot make label values."""
 
@@ -102,17 +109,27 @@ class _ModelMetrics:
     def __init__(self, readings: list[InstanceReading]) -> None:
         self._readings = readings
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    def collect(self) -> Iterator[_Family]:
+        families: dict[str, _Family] = {}
         for reading in self._readings:
             for metric in reading.model_metrics:
-                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                kind = _FAMILIES[metric.kind]
                 family = families.setdefault(metric.name, kind(metric.name, metric.description))
                 if isinstance(family, kind):  # another instance may have another idea of the name
                     labels = {**metric.labels, "endpoint": reading.endpoint, "instance": reading.instance}
-                    name = f"{family.name}_total" if kind is CounterMetricFamily else family.name
-                    family.add_sample(name, labels, metric.value)
+                    _add(family, labels, metric)
         yield from families.values()
+
+
+def _add(family: _Family, labels: dict[str, str], metric: ModelMetric) -> None:
+    if not isinstance(family, HistogramMetricFamily):
+        name = f"{family.name}_total" if isinstance(family, CounterMetricFamily) else family.name
+        family.add_sample(name, labels, metric.value)
+        return
+    for bound, count in zip((*map(str, metric.bounds), "+Inf"), accumulate(metric.counts), strict=True):
+        family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)
+    family.add_sample(f"{family.name}_count", labels, sum(metric.counts))
+    family.add_sample(f"{family.name}_sum", labels, metric.value)
 
 
 class _InstanceGauge:

@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import orjson
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from flatshare.bench.tenants import base_checkpoint
 from flatshare.core.call import InferCall, InferResult
+from flatshare.core.errors import BadInput
 from flatshare.core.signature import Task
-from flatshare.core.tensor import text_tensor
+from flatshare.core.tensor import Tensor, text_tensor
 from flatshare.instance.backends.mapped import MappedBackend, MappedModel
 from flatshare.store.tensors import TensorStore
 from tests.calls import text_call
@@ -94,6 +96,70 @@ def test_poolings(store: TensorStore, tmp_path: Path, pooling: str, matrix: Matr
     write_sentence_modules(folder, ("Pooling", {"pooling_mode": pooling, "word_embedding_dimension": 32}))
     expected = SentenceTransformer(str(folder), device="cpu").encode(["", *TEXTS])
     matrix("roberta", f"embedding, {pooling}", "random", embedded(loaded(store, folder).run(text_call("", *TEXTS))), expected)
+
+
+class TestPromptsThatAreNotPooled:
+    """`include_prompt: false`, as instruction-tuned encoders have it: a prompt is read, but the vector is made of what follows it."""
+
+    PROMPTS: ClassVar = {"query": "help me ", "document": "", "long": LONG, "emoji": "🙂 "}
+
+    def save(self, folder: Path, family: str, *poolings: str, normalize: bool = True, **settings: Any) -> Path:
+        save_model(folder, family, Task.EMBEDDING)
+        pooling = {"pooling_mode": [*poolings], "word_embedding_dimension": 32, "include_prompt": False}
+        after: list[tuple[str, dict[str, Any]]] = [("Normalize", {})] if normalize else []
+        return write_sentence_modules(folder, ("Pooling", pooling), *after, prompts=self.PROMPTS, **settings)
+
+    @pytest.mark.parametrize("family", ["bert", "roberta", "camembert", "mpnet", "modernbert"])
+    def test_as_sentence_transformers_counts_them(self, store: TensorStore, tmp_path: Path, family: str, matrix: Matrix) -> None:
+        folder = self.save(tmp_path / "model", family, *POOLINGS, normalize=False, default_prompt_name="query")
+        model, expected = loaded(store, folder), SentenceTransformer(str(folder), device="cpu")
+        texts = ["", *TEXTS]
+        for options in ({}, {"prompt_name": "document"}, {"prompt_name": "emoji"}, {"prompt_name": "long"}, {"prompt": "the order has"}):
+            found = embedded(model.run(replace(text_call(*texts), parameters=options)))
+            matrix(family, "embedding, prompt not pooled", "random", found, expected.encode(texts, **options))
+        with_prompt = embedded(model.run(replace(text_call("help me order"), parameters={"prompt": ""})))
+        assert np.abs(with_prompt - embedded(model.run(text_call("order")))).max() > 1e-2
+
+    def test_of_a_tokenizer_that_keeps_the_end(self, store: TensorStore, tmp_path: Path, matrix: Matrix) -> None:
+        folder = self.save(tmp_path / "model", "bert", *POOLINGS)
+        keep_ends(folder)
+        options = {"prompt_name": "query"}
+        found = embedded(loaded(store, folder).run(replace(text_call("order", LONG), parameters=options)))
+        expected = SentenceTransformer(str(folder), device="cpu").encode(["order", LONG], **options)
+        matrix("bert", "embedding, prompt not pooled, end kept", "random", found, expected)
+
+    def test_of_a_module_that_lowers(self, store: TensorStore, tmp_path: Path, matrix: Matrix) -> None:
+        folder = self.save(tmp_path / "model", "roberta", "mean")
+        (folder / "sentence_bert_config.json").write_bytes(orjson.dumps({"max_seq_length": 20, "do_lower_case": True}))
+        options = {"prompt": "HELP ME "}
+        found = embedded(loaded(store, folder).run(replace(text_call("ORDER", LONG), parameters=options)))
+        expected = SentenceTransformer(str(folder), device="cpu").encode(["ORDER", LONG], **options)
+        matrix("roberta", "embedding, prompt not pooled, lowered", "random", found, expected)
+
+    def test_of_a_tokenizer_that_adds_nothing_so_that_nothing_may_be_left(self, store: TensorStore, tmp_path: Path, matrix: Matrix) -> None:
+        poolings = [pooling for pooling in POOLINGS if pooling != "max"]
+        folder = self.save(tmp_path / "model", "roberta", *poolings, normalize=False)
+        path = folder / "tokenizer.json"
+        path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "post_processor": None}))
+        texts = ["", "order", LONG]
+        found = embedded(loaded(store, folder).run(replace(text_call(*texts), parameters={"prompt_name": "query"})))
+        expected = SentenceTransformer(str(folder), device="cpu").encode(texts, prompt_name="query")
+        matrix("roberta", "embedding, nothing left", "random", found, expected)
+        assert not found[0, 32:].any()  # but the first token's vector, which is what sentence-transformers takes
+
+    def test_the_largest_of_nothing_is_refused(self, store: TensorStore, tmp_path: Path) -> None:
+        folder = self.save(tmp_path / "model", "roberta", "max")
+        path = folder / "tokenizer.json"
+        path.write_bytes(orjson.dumps({**orjson.loads(path.read_bytes()), "post_processor": None}))
+        with pytest.raises(BadInput, match="text 1 has no token beyond the prompt's"):
+            loaded(store, folder).run(replace(text_call(LONG, ""), parameters={"prompt_name": "query"}))
+
+    def test_token_ids_are_pooled_whole(self, store: TensorStore, tmp_path: Path, matrix: Matrix) -> None:
+        folder = self.save(tmp_path / "model", "bert", "mean", default_prompt_name="query")
+        ids = np.array([transformers.AutoTokenizer.from_pretrained(folder)("help me order")["input_ids"]], np.int64)
+        found = embedded(loaded(store, folder).run(InferCall({"input_ids": Tensor.of("input_ids", ids)})))
+        expected = SentenceTransformer(str(folder), device="cpu").encode(["help me order"], prompt="")
+        matrix("bert", "embedding of token ids", "random", found, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

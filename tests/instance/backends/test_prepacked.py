@@ -22,7 +22,7 @@ from flatshare.policy.promote import Trial
 from flatshare.store.tensors import TensorStore
 from tests.calls import text_call
 from tests.checkpoints import imported
-from tests.families import FAMILIES, save_model
+from tests.families import FAMILIES, save_model, write_sentence_modules
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHORT = ("", "order", "where is my order?", "the order has not arrived yet", "the order 🙂 has not")
@@ -85,6 +85,21 @@ def test_a_copy_of_any_family_answers_alike(tmp_path: Path, monkeypatch: pytest.
     for actual, wanted in zip(numbers(model, task, SHORT[1:]), expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=0, atol=CLOSE * max(1.0, float(np.abs(wanted).max())))
     assert len(seen) == len(SHORT) - 1, "all of them were the copy's"
+
+
+@pytest.mark.usefixtures("always_pays")
+def test_a_copy_leaves_the_prompt_out_of_the_pooling_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_model(tmp_path / "model", "bert", Task.EMBEDDING)
+    poolings = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+    pooling = {"pooling_mode": poolings, "word_embedding_dimension": 32, "include_prompt": False}
+    write_sentence_modules(folder, ("Pooling", pooling), prompts={"query": "help me "}, default_prompt_name="query")
+    model = MappedBackend(concurrent_runs=1).load(imported(TensorStore(tmp_path / "store"), folder))
+    expected = numbers(model, Task.EMBEDDING, SHORT)
+    model.make_copy()
+    seen = runs_of_copy(monkeypatch)
+    for found, wanted in zip(numbers(model, Task.EMBEDDING, SHORT), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=CLOSE * max(1.0, float(np.abs(wanted).max())))
+    assert len(seen) == len(SHORT)
 
 
 @pytest.mark.parametrize("family", NOT_TAKEN)

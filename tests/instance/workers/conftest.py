@@ -66,9 +66,9 @@ async def make_hotel(tmp_path: Path) -> AsyncIterator[MakeHotel]:
     hotels: list[Hotel] = []
     mapped, workbench, loaders = MappedBackend(concurrent_runs=1), Workbench(1, SharingSettings()), ThreadPoolExecutor(1)
 
-    async def make(**settings: Any) -> Hotel:
+    async def make(sharing: SharingSettings | None = None, **settings: Any) -> Hotel:
         chosen = {"most": 1, "load_s": 30.0, "run_s": 30.0, "has_spare": False} | settings
-        backend = TritonBackend(WorkerSettings(**chosen), InnerModels(mapped, workbench, loaders))
+        backend = TritonBackend(WorkerSettings(**chosen), InnerModels(mapped, workbench, loaders), sharing or SharingSettings())
         hotel = Hotel(backend, TensorStore(tmp_path / f"store{len(hotels)}"), tmp_path / "packages", mapped)
         hotels.append(hotel)
         return hotel

@@ -9,6 +9,7 @@ import pytest
 from flatshare.core.call import InferCall
 from flatshare.core.errors import BadInput, ModelFailed, OutOfMemory, Quarantined, WorkerDied
 from flatshare.core.ids import Tenant
+from flatshare.core.settings import SharingSettings, TenantSettings
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import RemoteModel
 from tests.contract.packages import DOUBLE
@@ -203,6 +204,24 @@ async def test_a_tenant_with_many_models_does_not_hold_up_another(hotel: Hotel) 
     await ask(other, "other")
     await asyncio.gather(*flood)
     assert order.index("other") <= 3
+
+
+async def test_tenants_have_their_turns_by_weight(make_hotel: MakeHotel) -> None:
+    """One worker that is never idle: a tenant of weight 3 has three times as much of it as one of weight 1."""
+    heavy, light = Tenant("heavy"), Tenant("light")
+    hotel = await make_hotel(SharingSettings(tenants={heavy: TenantSettings(weight=3.0), light: TenantSettings(weight=1.0)}))
+    code = DOUBLE.replace("def execute(self, requests):", "def execute(self, requests):\n            __import__('time').sleep(0.01)")
+    models = {tenant: [await hotel.load_code(code) for _ in range(4)] for tenant in (light, heavy)}
+    order: list[Tenant] = []
+
+    async def ask(model: RemoteModel, tenant: Tenant) -> None:
+        await model.infer(call(0), tenant)
+        order.append(tenant)
+
+    both = [asyncio.create_task(ask(model, tenant)) for tenant in (light, heavy) for model in models[tenant] for _ in range(16)]
+    await asyncio.gather(*both)
+    busy = order[8:72]  # until then both have requests in line, and the beginning is taken up by those who came first
+    assert 2 < busy.count(heavy) / busy.count(light) < 5
 
 
 async def test_finalize_runs_at_an_unload_and_its_failure_is_not_the_callers(hotel: Hotel) -> None:

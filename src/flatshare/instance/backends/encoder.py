@@ -23,6 +23,8 @@ class Row:
     segments: NDArray[np.int64]
     """0 for the first text of a pair, 1 for the second."""
     is_cut: bool = False
+    prompt_tokens: int = 0
+    """So many at the beginning are the prompt's, and not pooled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class TextEncoder:
         self._keeps_end = (self._tokenizer.truncation or {}).get("direction") == "left"
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._special_ids = frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
         self._special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._special_of_pair = self._tokenizer.num_special_tokens_to_add(is_pair=True)
 
@@ -79,6 +82,11 @@ class TextEncoder:
             pieces = (Piece(i, token, start + begin, start + end) for i, (token, (begin, end), special) in enumerate(found) if not special)
             rows.append(PiecedRow(_row(encoding, is_cut=is_cut), tuple(pieces)))
         return rows
+
+    def prompt_tokens(self, prompt: str, max_tokens: int) -> int:
+        """How many tokens sentence-transformers takes for the prompt's: those of the prompt alone, but for a special one at its end."""
+        ids = self._encode_one(prompt, max_tokens).ids
+        return len(ids) - (bool(len(ids)) and int(ids[-1]) in self._special_ids)
 
     def token(self, token_id: int) -> str:
         """The piece that an id stands for."""

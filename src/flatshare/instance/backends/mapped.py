@@ -20,7 +20,7 @@ from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import Abandoned, BadInput, UnsupportedModel
 from flatshare.core.ids import Digest
 from flatshare.core.signature import Signature, Task
-from flatshare.core.spec import TOKENS_PER_RUN, ModelManifest, StoredModel
+from flatshare.core.spec import POOLING_MASK, TOKENS_PER_RUN, ModelManifest, StoredModel
 from flatshare.instance.backends import prepacked
 from flatshare.instance.backends.base import Footprint, Packable, StopSign
 from flatshare.instance.backends.encoder import Row, TextEncoder
@@ -218,13 +218,17 @@ _NOTHING = np.empty(0, np.float32)
 
 
 def _feeds(rows: Sequence[Row], wanted: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """Only what the graph asks for. Nothing is padded, so a mask that it wants is all ones."""
+    """Only what the graph asks for. Nothing is padded, so an attention mask is all ones."""
     ids = np.stack([row.ids for row in rows])
     feeds = {"input_ids": ids}
     if "token_type_ids" in wanted:
         feeds["token_type_ids"] = np.stack([row.segments for row in rows])
     if "attention_mask" in wanted:
         feeds["attention_mask"] = np.ones_like(ids)
+    if POOLING_MASK in wanted:
+        feeds[POOLING_MASK] = np.ones_like(ids)
+        for mask, row in zip(feeds[POOLING_MASK], rows, strict=True):
+            mask[: row.prompt_tokens] = 0
     return feeds
 
 

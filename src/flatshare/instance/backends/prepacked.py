@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from flatshare.core.spec import POOLING_MASK
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("prepacked")
@@ -109,7 +110,8 @@ def copy_bytes(graph_path: Path, sizes: Mapping[str, int]) -> int:
 
 
 def probe(inputs: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-    """A text of thirty tokens, to try a copy with."""
+    """A text of thirty tokens, to try a copy with; the first five a prompt's, where those do not count."""
     ids = np.arange(30, dtype=np.int64)[None, :] % 8 + 2  # any vocabulary has these
     ready = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
+    ready[POOLING_MASK] = (np.arange(30) >= 5).astype(np.int64)[None, :]
     return {name: ready[name] for name in inputs}

@@ -12,7 +12,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-RUN_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+from flatshare.core.spec import POOLING_MASK
+
+RUN_INPUTS = ("input_ids", "token_type_ids", "attention_mask", POOLING_MASK)
 """What a run brings, int64 [texts, tokens] each; every other input of a graph is a weight."""
 
 

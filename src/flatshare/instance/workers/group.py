@@ -28,7 +28,7 @@ log = get_logger("workers")
 
 class Group:
     """Made and used on the event loop. `start` gives a worker; `on_failure` hears which model brought one down, and how; `check`
-    raises if a model must not be loaded now.
+    raises if a model must not be loaded now; `weight` is a tenant's share of the workers.
     """
 
     def __init__(
@@ -37,11 +37,13 @@ class Group:
         start: Callable[[Path | None], Awaitable[WorkerProcess]],
         on_failure: Callable[[Model, str], None],
         check: Callable[[Model], None],
+        weight: Callable[[Tenant], float],
     ) -> None:
         self._settings = settings
         self._start = start
         self._on_failure = on_failure
         self._check = check
+        self._weight = weight
         self._seats: list[Seat] = []
         self._homes: dict[Model, list[Seat]] = {}
         self._placing = asyncio.Lock()
@@ -216,13 +218,13 @@ class Group:
                     await place
 
     def _wake(self) -> None:
-        """Everybody who waits looks again: those first whose tenants have had the least of the workers, then by when they came."""
+        """Everybody who waits looks again: first those whose tenants had least for their weight, then by when they came."""
         waiting = [(model, place) for model, place in self._waiting if not place.done()]
         self._waiting = []
         served_s: defaultdict[Tenant, float] = defaultdict(float)
         for model in self._homes:
             served_s[model.tenant] += model.work.recent_s
-        for index in policy.turns([model.tenant for model, _ in waiting], served_s):
+        for index in policy.turns([model.tenant for model, _ in waiting], served_s, self._weight):
             waiting[index][1].set_result(None)
 
     async def _loaded_seat(self, model: Model, chain: frozenset[str]) -> Seat:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -21,7 +22,8 @@ class ModelMetrics:
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[str, str]] = {}
-        self._values: dict[_Key, float] = {}
+        self._series: dict[_Key, _Series] = {}
+        self._room = _MOST_SERIES
         self.dropped = 0
 
     def take(self, series: list[Mapping[str, Any]], model: str) -> None:
@@ -33,24 +35,54 @@ class ModelMetrics:
                     log.warning("metric_dropped", model=model, metric=str(one.get("name"))[:_LONGEST], dropped=self.dropped)
 
     def readings(self) -> list[ModelMetric]:
-        return [ModelMetric(name, *self._kinds[name], dict(labels), value) for (name, labels), value in self._values.items()]
+        return [
+            ModelMetric(name, *self._kinds[name], dict(labels), series.value, series.bounds, tuple(series.counts))
+            for (name, labels), series in self._series.items()
+        ]
 
     def _enter(self, one: Mapping[str, Any]) -> bool:
-        name, kind, labels, value = str(one.get("name")), str(one.get("kind")), dict(one.get("labels", {})), float(one.get("value", 0))
-        if not _is_proper(name, labels) or not isfinite(value):
+        name, kind, labels = str(one.get("name")), str(one.get("kind")), dict(one.get("labels", {}))
+        told = _Series(float(one.get("value", 0)), tuple(map(float, one.get("bounds", ()))), list(map(int, one.get("counts", ()))))
+        if not _is_proper(name, kind, labels) or not told.is_whole(kind):
             return False
         if self._kinds.get(name, (kind, ""))[0] != kind or (name not in self._kinds and len(self._kinds) >= _MOST_FAMILIES):
             return False
         key = (name, tuple(sorted(labels.items())))
-        if key not in self._values and len(self._values) >= _MOST_SERIES:
+        known = self._series.get(key)
+        if known is None:
+            if told.lines > self._room:
+                return False
+            known = self._series[key] = _Series(0.0, told.bounds, [0] * len(told.counts))
+            self._room -= known.lines
+        elif known.bounds != told.bounds:
             return False
         self._kinds.setdefault(name, (kind, str(one.get("description", ""))[:_LONGEST]))
-        self._values[key] = value + (self._values.get(key, 0.0) if kind == "counter" else 0.0)
+        known.value = told.value if kind == "gauge" else known.value + told.value
+        known.counts = [a + b for a, b in zip(known.counts, told.counts, strict=True)]
         return True
 
 
-def _is_proper(name: str, labels: Mapping[str, str]) -> bool:
-    names = [name, *labels]
-    if not all(_NAME.fullmatch(one) for one in names) or name.startswith(_OURS) or _TAKEN & labels.keys():
+@dataclass(slots=True)
+class _Series:
+    """What a worker has told of one, or what all of them have."""
+
+    value: float
+    bounds: tuple[float, ...]
+    counts: list[int]
+
+    @property
+    def lines(self) -> int:
+        """What it takes of /metrics: a histogram has a line for each bucket, and three more."""
+        return len(self.bounds) + 3 if self.counts else 1
+
+    def is_whole(self, kind: str) -> bool:
+        buckets = len(self.bounds) + 1 if kind == "histogram" else 0
+        return isfinite(self.value) and len(self.counts) == buckets and min(self.counts, default=0) >= 0
+
+
+def _is_proper(name: str, kind: str, labels: Mapping[str, str]) -> bool:
+    if not all(_NAME.fullmatch(one) for one in (name, *labels)) or name.startswith(_OURS):
+        return False
+    if _TAKEN & labels.keys() or (kind == "histogram" and "le" in labels):
         return False
     return len(labels) <= _MOST_LABELS and all(len(value) <= _LONGEST for value in labels.values())

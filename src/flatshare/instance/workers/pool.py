@@ -11,7 +11,8 @@ from typing import Any
 
 from flatshare import pyworker
 from flatshare.core.errors import BadInput, FlatshareError, ModelFailed, Overloaded, Quarantined
-from flatshare.core.settings import WorkerSettings
+from flatshare.core.ids import Tenant
+from flatshare.core.settings import SharingSettings, WorkerSettings
 from flatshare.instance.workers.group import Group
 from flatshare.instance.workers.metrics import ModelMetrics
 from flatshare.instance.workers.process import WorkerProcess
@@ -44,10 +45,11 @@ class _History:
 
 
 class WorkerPool:
-    """Made, used and closed on one event loop."""
+    """Made, used and closed on one event loop. Tenants have their turns by the weights that `sharing` gives them."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, sharing: SharingSettings) -> None:
         self._settings = settings
+        self._sharing = sharing
         self._shim = _shim()
         self._groups: dict[str, Group] = {}
         self._resolvers: dict[str, Resolve] = {}
@@ -131,8 +133,11 @@ class WorkerPool:
 
     def _group(self, key: str) -> Group:
         if key not in self._groups:
-            self._groups[key] = Group(self._settings, self._start, self._failed, self._check)
+            self._groups[key] = Group(self._settings, self._start, self._failed, self._check, self._weight)
         return self._groups[key]
+
+    def _weight(self, tenant: Tenant) -> float:
+        return self._sharing.tenant(tenant).weight
 
     def _drop_if_empty(self, key: str) -> None:
         if key in self._groups and self._groups[key].is_empty:

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from flatshare.core.spec import POOLING_MASK
 from flatshare.package.graphs import blocks
 from flatshare.package.graphs.blocks import Trunk
 from flatshare.package.graphs.builder import INT32, GeneratedGraph, GraphBuilder
+from flatshare.package.graphs.pooling import pool_all, pool_masked
 
-POOLINGS = ("cls", "max", "mean", "mean_sqrt_len", "weightedmean", "lasttoken")  # in the order in which old configs join them
 DENSE_ACTIVATIONS = {
     "torch.nn.modules.linear.Identity": None,
     "torch.nn.modules.activation.Tanh": "Tanh",
@@ -53,6 +54,8 @@ class SentenceHead:
 
     poolings: tuple[str, ...]
     steps: tuple[Step, ...]
+    is_prompt_pooled: bool = True
+    """Whether the tokens of a prompt count; if they do not, a run brings a mask of those that do."""
 
     @property
     def is_normalized(self) -> bool:
@@ -97,42 +100,18 @@ def generated_graph(trunk: Trunk, head: Head, *, has_pairs: bool) -> GeneratedGr
     last = g.node("Reshape", [x, "full"], "last")
     if isinstance(head, SequenceHead):
         return g.finish(trunk.family, inputs, trunk.sequence_logits(g, last, head.labels), ["texts", head.labels])
+    inputs += [] if head.is_prompt_pooled else [POOLING_MASK]
     return g.finish(trunk.family, inputs, pooled_embedding(g, last, head), ["texts", head.width(trunk.hidden)])
 
 
 def pooled_embedding(g: GraphBuilder, last: str, head: SentenceHead) -> str:
     """From last [texts, tokens, hidden] to one vector per text."""
-    pooled = [_pool(g, last, pooling) for pooling in head.poolings]
+    pool = pool_all if head.is_prompt_pooled else pool_masked
+    pooled = [pool(g, last, pooling) for pooling in head.poolings]
     vector = pooled[0] if len(pooled) == 1 else g.node("Concat", pooled, "joined", axis=1)
     for index, step in enumerate(head.steps):
         vector = _step(g, vector, step, f"step_{index}")
     return g.node("Identity", [vector], "embedding")
-
-
-def _pool(g: GraphBuilder, last: str, pooling: str) -> str:
-    """From last [texts, tokens, hidden] to [texts, hidden]. Every token counts: rows are never padded."""
-    if pooling == "cls":
-        return blocks.first_token(g, last)
-    if pooling == "lasttoken":
-        row = g.node("Gather", [last, g.integers("minus_one", -1)], "last_token_row", axis=1)
-        return g.node("Squeeze", [row, g.integers("token_axis", 1)], "last_token")
-    if pooling == "max":
-        return g.reduce("ReduceMax", last, 1, "max")
-    if pooling == "mean":
-        return g.reduce("ReduceMean", last, 1, "mean")
-    if pooling == "weightedmean":
-        return _weighted_mean(g, last)
-    total = g.reduce("ReduceSum", last, 1, "total")
-    length = blocks.as_float(g, blocks.token_count(g), "length_float")
-    return g.node("Div", [total, g.node("Sqrt", [length], "root_length")], "mean_sqrt_len")
-
-
-def _weighted_mean(g: GraphBuilder, last: str) -> str:
-    """The n-th token counts n times."""
-    places = g.node("Add", [blocks.as_float(g, blocks.token_range(g), "range_float"), g.number("one_float", 1)], "weights_line")
-    weights = g.node("Unsqueeze", [places, g.integers("weight_axes", 0, 2)], "weights")
-    total = g.reduce("ReduceSum", g.node("Mul", [last, weights], "weighted"), 1, "weighted_total")
-    return g.node("Div", [total, g.reduce("ReduceSum", places, 0, "weights_total")], "weightedmean")
 
 
 def _step(g: GraphBuilder, vector: str, step: Step, name: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 
 from flatshare.core.errors import BadPackage
+from flatshare.package.triton.flow import flow_of
 from flatshare.wire.triton_config import ENSEMBLE, ConfigTensor, TritonConfig
 
 
@@ -36,6 +37,12 @@ def check_ensemble(config: TritonConfig, models: Mapping[str, TritonConfig]) -> 
     _check_uses(config, models, made)
     _check_order(config)
     _check_recursion(config.name, models)
+    flow_of(config, lambda step: _is_decoupled(models[step.model], models))
+
+
+def _is_decoupled(config: TritonConfig, models: Mapping[str, TritonConfig]) -> bool:
+    """By what the configs state; a model's own code may still say so when it is loaded."""
+    return config.is_decoupled or any(_is_decoupled(models[step.model], models) for step in config.steps if step.model in models)
 
 
 def _check_rows(place: str, config: TritonConfig, model: TritonConfig) -> None:

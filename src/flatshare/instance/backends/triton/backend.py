@@ -9,7 +9,7 @@ from pathlib import Path
 from flatshare.core.errors import FlatshareError, ModelFailed
 from flatshare.core.ids import Digest, ModelKey
 from flatshare.core.repository import Repository, Unit, from_json
-from flatshare.core.settings import WorkerSettings
+from flatshare.core.settings import SharingSettings, WorkerSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.backends.base import Footprint, LoadedModel, RemoteModel
 from flatshare.instance.backends.triton.mapped import MappedStep, stored_inside
@@ -31,8 +31,8 @@ _OWN_WORKER = "FLATSHARE_OWN_WORKER"
 class TritonBackend:
     """Owns the workers. `load_remote` on the event loop; only mapped models are loaded on a thread."""
 
-    def __init__(self, settings: WorkerSettings, inner: InnerModels) -> None:
-        self.pool = WorkerPool(settings)
+    def __init__(self, settings: WorkerSettings, inner: InnerModels, sharing: SharingSettings) -> None:
+        self.pool = WorkerPool(settings, sharing)
         self._inner = inner
         self._environments: dict[str, Path] = {}
         self._loads = itertools.count(1)

@@ -13,9 +13,11 @@ from flatshare.core.signature import Signature
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import LoadedModel, RemoteModel
 from flatshare.instance.backends.triton import ensemble, shapes
+from flatshare.instance.backends.triton.ensemble import Ensemble
 from flatshare.instance.backends.triton.mapped import MappedStep
 from flatshare.instance.workers.pool import WorkerPool
 from flatshare.instance.workers.records import Answer, Ask, Model
+from flatshare.package.triton.flow import flow_of
 from flatshare.pyworker.frames import NamedArray
 from flatshare.wire import triton_config
 from flatshare.wire.triton_config import ENSEMBLE, TritonConfig
@@ -61,17 +63,19 @@ class WorkerStep:
 
 
 class EnsembleStep:
-    """Several models as one."""
+    """Several models as one; decoupled if one of them is."""
 
-    def __init__(self, config: TritonConfig, repository: "TritonModel") -> None:
-        self.config = config
-        self._repository = repository
+    def __init__(self, made_of: Ensemble) -> None:
+        self.config = replace(made_of.config, is_decoupled=bool(made_of.flow.decoupled))
+        self._made_of = made_of
 
     async def infer(self, ask: Ask) -> list[Answer]:
-        return [await ensemble.run(self.config, ask, self._repository.resolve)]
+        answers: list[Answer] = []
+        await ensemble.run(self._made_of, ask, answers.append)
+        return answers
 
     async def stream(self, ask: Ask, on_part: Callable[[Answer], None]) -> None:
-        on_part(await ensemble.run(self.config, ask, self._repository.resolve))
+        await ensemble.run(self._made_of, ask, on_part)
 
     async def close(self) -> None:
         """Its steps are closed by whoever owns them."""
@@ -91,9 +95,7 @@ class TritonModel(RemoteModel):
     def complete(self) -> None:
         """All units are loaded: add the ensembles, and say what the entry takes and gives."""
         for unit in self._repository.units:
-            config = triton_config.read(dict(unit.config), unit.model)
-            if config.backend == ENSEMBLE:
-                self._steps[unit.model, unit.version] = EnsembleStep(config, self)
+            self._add_ensemble(unit)
         units = {unit.version: unit for unit in self._repository.units if unit.model == self._repository.entry}
         versions = tuple(map(str, sorted(units)))
         for version in ("", *versions):
@@ -101,6 +103,20 @@ class TritonModel(RemoteModel):
             config = self._steps[unit.model, unit.version].config
             self._signatures[version] = replace(shapes.signature(config), versions=versions)
         self.signature = self._signatures[""]
+
+    def _add_ensemble(self, unit: Unit) -> None:
+        """After those that are steps of it. Raises BadPackage if a step's own code says that it is decoupled, and others cannot follow."""
+        config = triton_config.read(dict(unit.config), unit.model)
+        if config.backend == ENSEMBLE and (unit.model, unit.version) not in self._steps:
+            made_of = Ensemble(config, flow_of(config, self._is_decoupled), self)
+            self._steps[unit.model, unit.version] = EnsembleStep(made_of)
+
+    def _is_decoupled(self, step: triton_config.Step) -> bool:
+        unit = self._repository.unit(step.model, step.version)
+        if unit is None:
+            return False  # it fails when it is asked, with a sentence
+        self._add_ensemble(unit)
+        return self._steps[unit.model, unit.version].config.is_decoupled
 
     @property
     def steps(self) -> Mapping[tuple[str, int], Step]:
@@ -137,6 +153,13 @@ class TritonModel(RemoteModel):
 
     async def resolve(self, name: str, version: int, ask: Ask) -> list[Answer]:
         """For ensembles, and for models that call others: the model of this repository with that name."""
+        return await self._step(name, version).infer(ask)
+
+    async def resolve_stream(self, name: str, version: int, ask: Ask, on_part: Callable[[Answer], None]) -> None:
+        await self._step(name, version).stream(ask, on_part)
+
+    def _step(self, name: str, version: int) -> Step:
+        """Raises BadInput."""
         unit = self._repository.unit(name, version)
         step = self._steps.get((unit.model, unit.version)) if unit is not None else None
         if step is None:
@@ -144,7 +167,7 @@ class TritonModel(RemoteModel):
             raise BadInput(
                 f"there is no model '{name}'{'' if version == -1 else f' of version {version}'} in this package: it holds {known}"
             )
-        return await step.infer(ask)
+        return step
 
     def mark_runs(self, marked: Callable[[LoadedModel], LoadedModel]) -> None:
         for step in self._steps.values():
