@@ -28,6 +28,13 @@ SESSION = 10_000  # FakeBackend's SHARED_BYTES
 OWN = 1_000
 
 
+AN_OLDER_FORM = (
+    b'[{"key": "m", "source": {"uri": "file:///models/m", "root": "file:///models/"}, "reload_s": 0.03, "age_s": 1.0, '
+    b'"visits": {"last_s": 1.0, "requests": 3, "starts": 2, "gap_s": 4.0, "by_hour": [1.0, 2.0]}}]'
+)
+"""What an instance remembered of its requests when sessions and hours were counted."""
+
+
 def source(name: str) -> ModelSource:
     return ModelSource(f"file:///models/{name}", "file:///models/")
 
@@ -57,6 +64,8 @@ class FakeFinder:
     sources: list[ModelSource] = field(default_factory=list)
     hastened: list[ModelSource] = field(default_factory=list)
     look_s: float = 0.0
+    not_here: set[str] = field(default_factory=set)
+    """Names of models that have to be fetched."""
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -86,6 +95,9 @@ class FakeFinder:
 
     async def known(self, source: ModelSource) -> StoredModel | None:
         return self.models.get(source.uri.rsplit("/", 1)[1])
+
+    def is_here(self, source: ModelSource) -> bool:
+        return source.uri.rsplit("/", 1)[1] not in self.not_here
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         self.footprints[digest] = own_bytes

@@ -1,10 +1,13 @@
 """What is remembered of requests, across evictions and across instances."""
 
+from pathlib import Path
+
+import orjson
 import pytest
 
 from flatshare.core.clock import ManualClock
 from flatshare.core.ids import ModelKey
-from flatshare.instance.demand import DemandBook, Known
+from flatshare.instance.demand import DemandBook, Known, records
 from flatshare.policy.worth import Visits
 from tests.instance.conftest import key_of, source
 
@@ -33,6 +36,29 @@ def test_a_slow_load_is_remembered() -> None:
     before = worth(book, M0)
     book.loaded(M0, 3.0)
     assert worth(book, M0) > 10 * before
+
+
+def test_the_way_onto_the_disk_is_remembered_beside_the_load_and_over_a_restart(tmp_path: Path) -> None:
+    book = DemandBook(ManualClock())
+    book.visit(M0, source("m0"))
+    book.loaded(M0, 0.03, 2.0)
+    book.visit(M0, source("m0"))
+    book.loaded(M0, 0.03)
+    assert book.reload_s(M0) == pytest.approx(0.03)
+    assert book.reload_s(M0, is_fetch=True) == pytest.approx(2.03)
+    (tmp_path / "a.hot.json").write_bytes(orjson.dumps(book.export(10)))
+    (record,) = records(tmp_path / "a.hot.json", now_s=0.0)
+    assert record.known.fetch_s == 2.0
+
+
+def test_what_was_written_before_fetches_were_timed_is_read_all_the_same(tmp_path: Path) -> None:
+    book = DemandBook(ManualClock())
+    book.visit(M0, source("m0"))
+    (fields,) = book.export(10)
+    del fields["fetch_s"]
+    (tmp_path / "a.hot.json").write_bytes(orjson.dumps([fields]))
+    (record,) = records(tmp_path / "a.hot.json", now_s=0.0)
+    assert record.known.fetch_s == 0.0
 
 
 def test_a_weight_is_a_factor() -> None:

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.importing import ImportJob, import_artifact
+from flatshare.policy.evict import Order
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, write_checkpoint
+from tests.instance.conftest import AN_OLDER_FORM
 
 NOBODY: frozenset[ModelDigest] = frozenset()
 PLENTY = 10**9
@@ -58,7 +60,7 @@ def one_more_must_go(store: TensorStore) -> int:
     return store.catalog.disk_bytes() + 15_000
 
 
-def remembered(store: TensorStore, folders: Sequence[Path], *, every_s: float = 60.0) -> None:
+def remembered(store: TensorStore, folders: Sequence[Path], *, every_s: float = 60.0, fetch_s: Mapping[Path, float] | None = None) -> None:
     """An instance that was asked for these models once in a while, until now."""
     clock = ManualClock()
     book = DemandBook(clock)
@@ -66,6 +68,8 @@ def remembered(store: TensorStore, folders: Sequence[Path], *, every_s: float = 
         for folder in folders:
             book.visit(model_key(uri_of(folder)), ModelSource(uri_of(folder), f"file://{folder.parent}"))
         clock.advance(every_s)
+    for folder, took_s in (fetch_s or {}).items():
+        book.loaded(model_key(uri_of(folder)), 0.01, took_s)
     (store.folder / "instances").mkdir(exist_ok=True)
     (store.folder / "instances/one.hot.json").write_bytes(orjson.dumps(book.export(100)))
 
@@ -100,20 +104,40 @@ class TestWhoLeaves:
         store.collect()
         assert digest not in store.catalog.import_times()
 
-    def test_what_a_broken_instance_left_is_passed_over(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+    @pytest.mark.parametrize("left", [b"[1]", AN_OLDER_FORM])
+    def test_what_a_broken_or_older_instance_left_is_passed_over(
+        self, store: TensorStore, three: list[Path], tmp_path: Path, left: bytes
+    ) -> None:
         (store.folder / "instances").mkdir()
-        (store.folder / "instances/bad.hot.json").write_bytes(b"[1]")
+        (store.folder / "instances/bad.hot.json").write_bytes(left)
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9), one_more_must_go(store))
         assert kept(store) == {"m1", "m2", "new"}
 
+    def test_by_lru_the_one_that_was_asked_for_longest_ago_whatever_it_takes_to_bring_back(
+        self, store: TensorStore, three: list[Path], tmp_path: Path
+    ) -> None:
+        remembered(store, three[:1])
+        slow = store.catalog.model_of(uri_of(three[1]), _version(three[1]))
+        assert slow is not None
+        store.catalog.remember_import(slow, 1_000.0)
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        job = ImportJob(store.folder, uri_of(new), f"file://{new.parent}", one_more_must_go(store), NOBODY, order=Order.LRU)
+        assert import_artifact(job).sent_away == (uri_of(three[1]),)
+
 
 class TestAhead:
+    def test_what_is_known_to_take_long_to_fetch_is_worth_more(self, store: TensorStore, three: list[Path], tmp_path: Path) -> None:
+        new = write_checkpoint(tmp_path / "models/new", seed=9)
+        remembered(store, [*three, new], fetch_s={new: 3.0})
+        bring(store, new, one_more_must_go(store), Urgency.AHEAD)
+        assert "new" in kept(store)
+
     def test_what_nobody_waits_for_pushes_out_nothing_that_is_worth_as_much(
         self, store: TensorStore, three: list[Path], tmp_path: Path
     ) -> None:
         new = write_checkpoint(tmp_path / "models/new", seed=9)
         remembered(store, [*three, new])
-        with pytest.raises(DiskFull, match="when somebody asks"):
+        with pytest.raises(DiskFull, match="for whoever can wait"):
             bring(store, new, one_more_must_go(store), Urgency.AHEAD)
         assert kept(store) == {"m0", "m1", "m2"}
 

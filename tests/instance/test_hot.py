@@ -4,10 +4,11 @@ import asyncio
 from pathlib import Path
 
 import orjson
+import structlog
 
 from flatshare.core.call import Urgency
 from flatshare.instance.hot import HotSet
-from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
+from tests.instance.conftest import AN_OLDER_FORM, BASE, OWN, SESSION, Flat, key_of, running_flat, source
 
 
 async def test_the_hot_set_is_loaded_ahead_most_valuable_first_and_leaves_room(flat: Flat, tmp_path: Path) -> None:
@@ -58,6 +59,18 @@ async def test_what_cannot_be_read_is_no_reason_not_to_start(flat: Flat, tmp_pat
     for rubbish in (b"{broken", b"[1]", orjson.dumps([{"key": "x"}])):
         (tmp_path / "name.hot.json").write_bytes(rubbish)
         assert hot.restore() == 0
+
+
+async def test_an_older_form_is_passed_over_with_a_warning_and_written_anew(flat: Flat, tmp_path: Path) -> None:
+    path = tmp_path / "name.hot.json"
+    path.write_bytes(AN_OLDER_FORM)
+    hot = HotSet(flat.cache, tmp_path, "name")
+    with structlog.testing.capture_logs() as lines:
+        assert hot.restore() == 0
+    assert [(line["event"], line["log_level"], line["path"]) for line in lines] == [("hot_set_unreadable", "warning", str(path))]
+    await flat.use("m0")
+    hot._write(flat.cache.demand.export(100))
+    assert hot.restore() == 1
 
 
 async def test_what_had_to_go_for_others_comes_back_when_there_is_room_and_what_was_unloaded_does_not(flat: Flat, tmp_path: Path) -> None:

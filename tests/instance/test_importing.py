@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from flatshare.bench.slow_store import slow_store
 from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
-from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
-from flatshare.instance import importing, process
+from flatshare.core.ids import ArtifactUri, ModelDigest, Tenant, model_key
+from flatshare.instance import finding, importing, process
 from flatshare.instance.finding import ModelFinder
-from flatshare.instance.importing import ImportJob, import_artifact
+from flatshare.instance.importing import Imported, ImportJob, import_artifact
+from flatshare.store.sources import Artifact, probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
 
@@ -112,6 +115,56 @@ class TestDisk:
             finally:
                 finder.close()
         assert noted == [(uri_of(old), f"sent off the disk, where it was worth least per byte, for {uri_of(new)}")]
+
+    async def test_a_remote_store_is_asked_for_the_version_once_by_who_looks_and_not_again_after_the_fetch(
+        self, store: TensorStore, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_checkpoint(models / "a")
+        looks = list[str]()
+
+        def counted(uri: ArtifactUri, *, root: str) -> Artifact:
+            looks.append(uri)
+            return probe(uri, root=root)
+
+        monkeypatch.setattr(finding, "probe", counted)
+        with slow_store(models, 0.0) as remote:
+            for name, value in remote.environment.items():
+                monkeypatch.setenv(name, value)
+            async with finder_of(store) as finder:
+                far = ModelSource("s3://models/a", "s3://models/")
+                assert not finder.is_here(far)
+                found = await finder.find(far, NOBODY)
+                assert finder.is_here(far)
+                assert looks == [far.uri]
+                assert found.fetch_s is not None
+                assert found.fetch_s > 0
+                assert (await finder.find(far, NOBODY)).fetch_s is None
+
+    async def test_who_begins_to_wait_while_it_is_looked_at_waits_for_no_fetch_ahead(
+        self, store: TensorStore, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_checkpoint(models / "a")
+        urgencies, may_look = list[Urgency](), threading.Event()
+
+        def held(uri: ArtifactUri, *, root: str) -> Artifact:
+            assert may_look.wait(20)
+            return probe(uri, root=root)
+
+        async with finder_of(store) as finder:
+            bring_in = finder.importers.run
+
+            async def seen(job: ImportJob, tenant: Tenant) -> Imported:
+                urgencies.append(job.urgency)
+                return await bring_in(job, tenant)
+
+            monkeypatch.setattr(finding, "probe", held)
+            monkeypatch.setattr(finder.importers, "run", seen)
+            ahead = asyncio.create_task(finder.find(source(models / "a"), NOBODY, Urgency.AHEAD))
+            await asyncio.sleep(0)
+            finder.hasten(source(models / "a"))
+            may_look.set()
+            assert (await ahead).fetch_s
+        assert urgencies == [Urgency.DEMAND]
 
     async def test_a_load_counts_as_use(self, store: TensorStore, models: Path) -> None:
         digest = bring(store, write_checkpoint(models / "a"))

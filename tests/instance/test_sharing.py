@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Literal
 
 import pytest
 
-from flatshare.core.errors import NeverFits, OutOfMemory, Overloaded, OverQuota, TooLate
+from flatshare.core.call import Urgency
+from flatshare.core.errors import DiskFull, NeverFits, OutOfMemory, Overloaded, OverQuota, TooLate
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
 from flatshare.instance import loading as loading_module
@@ -193,6 +195,71 @@ class TestLoads:
             await asyncio.gather(*others)
             assert flat.resident == {"b.0", "b.1"}
 
+    async def test_a_model_on_the_disk_does_not_stand_in_line_behind_what_is_fetched(self) -> None:
+        async with sharing(models=8, queue=QueueSettings(parallel_loads=1)) as flat:
+            flat.finder.not_here = {"b.0", "b.1"}
+            await flat.use("a.0")
+            await flat.slow_load("a.0", 0.6)
+            flat.finder.gate.clear()
+            fetches = [asyncio.create_task(flat.use(name)) for name in ("b.0", "b.1")]
+            await flat.until(lambda: flat.finder.searches == 3)
+            rider = asyncio.create_task(flat.use_by("a.0", 30.0 / 50))
+            await flat.until(lambda: flat.finder.searches == 4)
+            flat.finder.gate.set()
+            await asyncio.gather(rider, *fetches)
+
+    @pytest.mark.parametrize(("order", "urgency"), [("value", Urgency.AHEAD), ("lru", Urgency.DEMAND)])
+    async def test_what_would_be_fetched_too_late_is_fetched_ahead_of_the_next_so_that_by_value_it_is_weighed(
+        self, order: Literal["value", "lru"], urgency: Urgency
+    ) -> None:
+        async with sharing(memory=CacheSettings(order=order)) as flat:
+            await fetched_slowly(flat, "a.0")
+            with pytest.raises(TooLate, match=r"not in memory.*loaded for the next"):
+                await flat.use_by("a.0", 1.0)
+            await flat.until(lambda: flat.resident == {"a.0"})
+            assert flat.finder.urgencies[-1] is urgency
+            await flat.cache.unload(key_of("a.0"))
+            flat.finder.not_here.clear()
+            await flat.use_by("a.0", 1.0)
+
+    async def test_only_who_can_wait_hastens_what_is_fetched_ahead(self) -> None:
+        async with sharing() as flat:
+            await fetched_slowly(flat, "a.0")
+            flat.finder.gate.clear()
+            for _ in range(2):
+                with pytest.raises(TooLate, match="loaded for the next"):
+                    await flat.use_by("a.0", 1.0)
+            assert flat.finder.hastened == []
+            patient = asyncio.create_task(flat.use_by("a.0", 60.0))
+            await flat.until(lambda: flat.finder.hastened == [source("a.0")])
+            flat.finder.gate.set()
+            await patient
+            assert flat.finder.searches == 2
+
+    async def test_what_is_fetched_ahead_holds_up_nobody_who_waits(self) -> None:
+        async with sharing(models=8) as flat:
+            for name in ("a.0", "b.0"):
+                await fetched_slowly(flat, name)
+            flat.finder.gate.clear()
+            with pytest.raises(TooLate, match="loaded for the next"):
+                await flat.use_by("a.0", 1.0)
+            rider = asyncio.create_task(flat.use_by("b.0", 3.5))
+            await flat.until(lambda: len(flat.cache.loading()) == 2)
+            flat.finder.gate.set()
+            await rider
+
+    async def test_what_is_not_worth_a_fetch_is_no_failure_unless_somebody_waits_for_it(self) -> None:
+        async with sharing() as flat:
+            await fetched_slowly(flat, "a.0")
+            flat.finder.failures["a.0"] = DiskFull("not worth it")
+            with pytest.raises(TooLate, match="loaded for the next"):
+                await flat.use_by("a.0", 1.0)
+            await flat.until(lambda: len(flat.entries("give_up")) == 1)
+            assert flat.entries("fail") == []
+            with pytest.raises(DiskFull):
+                await flat.use("a.0")
+            assert len(flat.entries("fail")) == 1
+
     async def test_a_rider_leaves_at_its_deadline_and_the_load_goes_on(self) -> None:
         async with sharing() as flat:
             flat.backend.gate.clear()
@@ -212,6 +279,14 @@ class TestLoads:
             await asyncio.gather(first, last)
             await flat.until(lambda: len(flat.entries("give_up")) == 1)
             assert flat.resident == {"a.0", "a.2"}
+
+
+async def fetched_slowly(flat: Flat, name: str) -> None:
+    """It was here, has left the disk, and takes three seconds to come back."""
+    await flat.use(name)
+    await flat.cache.unload(key_of(name))
+    flat.cache.demand.loaded(key_of(name), 0.01, 3.0)
+    flat.finder.not_here.add(name)
 
 
 class TestFootprints:

@@ -36,13 +36,17 @@ class Seen:
 
 @dataclass
 class Proxy:
-    """Stands before the server: `seen` tells what was asked; `cut_after`, `status` and `before` make it misbehave."""
+    """Stands before the server: `seen` tells what was asked; what else can be set makes it misbehave."""
 
     server_port: int
     seen: list[Seen] = field(default_factory=list)
     cut_after: int | None = None
     status: int | None = None
     before: Callable[[Seen], None] | None = None
+    is_damaging: bool = False
+    """The first byte of each range is another one than the server sent."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Added to every answer."""
     port: int = 0
 
     def ranges(self) -> list[str | None]:
@@ -136,7 +140,10 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy.server_port)) as server:
             server.request(self.command, self.path, sent or None, headers=dict(self.headers.items()))  # Host too: it is signed
             response = server.getresponse()
-            self._answer(response.status, response.getheaders(), response.read())
+            body = response.read()
+            if self.proxy.is_damaging and request.range:
+                body = bytes([body[0] ^ 1]) + body[1:]
+            self._answer(response.status, [*response.getheaders(), *self.proxy.headers.items()], body)
 
     do_HEAD = do_GET  # noqa: N815 - the base class names it
     do_PUT = do_GET  # noqa: N815 - the base class names it

@@ -1,20 +1,25 @@
 """Objects come by several ranges at once, and whatever kills a fetch, the next one asks only for what is missing."""
 
+import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flatshare.core.call import Urgency
+from flatshare.core.errors import StoreUnavailable
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import DiskSettings, StoreLimits
-from flatshare.store import download
+from flatshare.core.sizes import MIB
+from flatshare.store import download, etag
 from flatshare.store.link import Link
+from flatshare.store.objects import SourceFile
 from flatshare.store.sources import fetch, probe
 from tests.store.conftest import BUCKET, S3, Proxy, Seen, full_disk_at, tree_of
 
@@ -112,6 +117,58 @@ def test_a_fetch_keeps_to_the_bandwidth(s3: S3, tmp_path: Path) -> None:
     link, began_s = Link(tmp_path, DiskSettings(bandwidth_bytes=10 * PIECE), Urgency.DEMAND), time.monotonic()
     assert tree_of(fetch(artifact, tmp_path / "into", StoreLimits(), link)) == {"weights": body}
     assert time.monotonic() - began_s >= 0.4
+
+
+class TestWhatArrived:
+    def test_is_refused_if_it_is_not_what_the_tag_says_and_asked_for_anew(self, s3: S3, proxy: Proxy, tmp_path: Path) -> None:
+        body = os.urandom(2 * PIECE)
+        s3.put("damaged/weights", body)
+        s3.put("damaged/config", b"{}")
+        proxy.is_damaging = True
+        with pytest.raises(StoreUnavailable, match="not what its ETag says"):
+            fetched("damaged", tmp_path)
+        assert not [path for path in tmp_path.rglob("files/*") if path.is_file()]
+        proxy.is_damaging = False
+        proxy.seen.clear()
+        assert fetched("damaged", tmp_path) == {"weights": body, "config": b"{}"}
+        assert f"bytes=0-{PIECE - 1}" in proxy.ranges()
+
+    def test_is_taken_if_a_key_of_kms_makes_the_tag_another_one_than_the_md5(self, s3: S3, proxy: Proxy, tmp_path: Path) -> None:
+        s3.put("encrypted/weights", b"weights")
+        proxy.is_damaging, proxy.headers = True, {"x-amz-server-side-encryption": "aws:kms"}
+        assert fetched("encrypted", tmp_path) == {"weights": b"veights"}
+
+    def test_is_asked_for_again_if_the_store_does_not_say_how_it_is_encrypted(self, s3: S3, proxy: Proxy, tmp_path: Path) -> None:
+        s3.put("silent/weights", b"weights")
+        proxy.is_damaging = True
+
+        def fall_silent(request: Seen) -> None:
+            proxy.status = 503 if request.method == "HEAD" else None
+
+        proxy.before = fall_silent
+        with pytest.raises(StoreUnavailable, match="does not say how"):
+            fetched("silent", tmp_path)
+
+    def test_is_compared_with_the_md5s_of_parts_as_boto3_makes_them(self, s3: S3, tmp_path: Path) -> None:
+        body = bytes(1) + bytes(33 * MIB) + bytes(1)
+        s3.client.upload_fileobj(io.BytesIO(body), BUCKET, "parts/weights")
+        (file,) = probe(ArtifactUri(f"{ROOT}parts"), root=ROOT).files
+        assert file.version.endswith('-5"')
+        path = tmp_path / "weights"
+        path.write_bytes(body)
+        assert etag.fits(file, path)
+        path.write_bytes(body[:-1] + b"x")
+        assert not etag.fits(file, path)
+        assert etag.fits(replace(file, version=file.version.replace("-5", "-4")), path), "of other parts nothing is known"
+
+    def test_may_be_empty(self, s3: S3, tmp_path: Path) -> None:
+        s3.put("empty/weights", b"")
+        assert fetched("empty", tmp_path) == {"weights": b""}
+
+    @pytest.mark.parametrize("tag", [f'"{"0f" * 16}-2"', f'W/"{"0f" * 16}"', '"0x8D"', "2026-01-01T00:00:00"])
+    def test_is_taken_if_the_tag_is_no_md5(self, tag: str, tmp_path: Path) -> None:
+        (tmp_path / "weights").write_bytes(b"weights")
+        assert etag.fits(SourceFile("weights", 7, tag), tmp_path / "weights")
 
 
 def _journal_of(folder: Path, *, arrived: int) -> Path:

@@ -43,7 +43,7 @@ class Scale:
     promoted_calls: int = 400
 
 
-QUICK = Scale(seconds=8.0, overload_s=10.0, customers=4, promoted=3, promoted_calls=60)
+QUICK = Scale(seconds=8.0, overload_s=10.0, customers=6, promoted=3, promoted_calls=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ def _overload(ground: Ground) -> None:
 
 def _thrash(ground: Ground) -> None:
     equal = thrash.equal_models(ground.prefix, ground.catalogue)
-    thrash.run(ground.folder, equal, ground.scale.customers, ground.scale.seconds, ground.results, ground.begin)
+    thrash.run(ground.folder, equal, ground.scale.customers, 1.5 * ground.scale.seconds, ground.results, ground.begin)
 
 
 def _in_one_gib(ground: Ground) -> None:

@@ -1,38 +1,63 @@
 """An S3 server over a folder that takes its time: only what a model's fetch asks for (HEAD, GET with range, ListObjectsV2)."""
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 BUCKET = "models"
 
 
+@dataclass(frozen=True, slots=True)
+class SlowStore:
+    """The environment that leads to it, and the sizes of what it has sent of objects."""
+
+    environment: dict[str, str]
+    sent: list[int]
+
+    @property
+    def sent_bytes(self) -> int:
+        return sum(self.sent)
+
+
 @contextmanager
-def slow_store(folder: Path, delay_s: float) -> Iterator[dict[str, str]]:
-    """Serves `folder` as a bucket; each request waits so long. Yields the environment that leads to it."""
-    handler = type("Handler", (_Handler,), {"folder": folder, "delay_s": delay_s})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+def slow_store(folder: Path, delay_s: float) -> Iterator[SlowStore]:
+    """Serves `folder` as a bucket; each request waits so long."""
+    sent = list[int]()
+    handler = type("Handler", (_Handler,), {"folder": folder, "delay_s": delay_s, "sent": sent})
+    server = _Server(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         address = f"http://127.0.0.1:{server.server_address[1]}"
-        yield {"AWS_ENDPOINT_URL_S3": address, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
+        keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
+        yield SlowStore({"AWS_ENDPOINT_URL_S3": address} | keys, sent)
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who fetches may be stopped in the middle."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     folder: Path
     delay_s: float
+    sent: list[int]
 
     def do_HEAD(self) -> None:  # http.server's name
         self.do_GET()
@@ -74,9 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             self._answer(200, b"", headers, length=size)
             return
+        self._answer(206 if asked else 200, b"", headers, length=end - begin)
+        self.wfile.flush()
+        # By the kernel: bytes that passed through here would hold up the callers of this process.
         with path.open("rb") as file:
-            file.seek(begin)
-            self._answer(206 if asked else 200, file.read(end - begin), headers)
+            self.sent.append(self.connection.sendfile(file, begin, end - begin))
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str], length: int | None = None) -> None:
         self.send_response(status)

@@ -118,7 +118,7 @@ def auth(frame: Frame) -> None:
 @click.option("--triton", type=_VENV, help="Measure memory on real Triton too: a virtual environment with nvidia-pytriton.")
 @click.option("--mlserver", type=_VENV, help="The same of MLServer: one with mlserver, onnxruntime and tokenizers.")
 def memory(frame: Frame, only: str, triton: Path | None, mlserver: Path | None) -> None:
-    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about 20 minutes and 22 GB of disk.
+    """Neighbours, floods, cold loads, overload, thrashing, and what memory comes back. Takes about half an hour and 22 GB of disk.
 
     \b
     Examples:

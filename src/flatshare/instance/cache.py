@@ -25,7 +25,7 @@ from flatshare.instance.copies import Copies, copy_key
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder, Found
 from flatshare.instance.holding import Holding, Lease, Loaded, Resting
-from flatshare.instance.load_line import Loads, arrival, too_late
+from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, would_be_late
 from flatshare.instance.loading import Loader
 from flatshare.instance.room import Held, ResidentInfo, Room
 from flatshare.policy.loads import Start
@@ -66,7 +66,7 @@ class ModelCache:
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
         self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
         self._sharing = sharing
-        self._loads = Loads(sharing.queue)
+        self._loads = Loads(sharing.queue, sharing.disk.parallel_fetches)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
         self.copies = Copies(books, clock, journal, board, self.room.changed.set)
@@ -94,7 +94,7 @@ class ModelCache:
                 raise NotResident(f"model {key} is not loaded: POST /models first")
             entry = self._begin_by(key, source, deadline_s)
         elif is_cold:
-            self._finder.hasten(entry.source)
+            self._join(key, entry, deadline_s)
         elif self._recheck_task is None and entry.is_loaded and asked_s - entry.checked_s > self._recheck_s:
             self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
             self._recheck_task.add_done_callback(self._end_recheck)
@@ -128,7 +128,7 @@ class ModelCache:
     async def warm(self, key: ModelKey, source: ModelSource) -> None:
         """Load it, if it is absent, without counting that as somebody's request. Raises why it failed."""
         if key not in self._entries:
-            entry = self._begin(key, source, Urgency.AHEAD)
+            entry = self._begin(key, source, Urgency.AHEAD, is_fetch=not self._finder.is_here(source))
             entry.is_ahead = True
             await asyncio.shield(entry.ready)
 
@@ -161,20 +161,11 @@ class ModelCache:
 
         Raises OutOfMemory, and keeps the old budget, if what is in use does not fit and stays in use.
         """
-        before = self._books.balance().memory_limit
-        self._books.set_memory(memory_bytes)
-        try:
-            await self.room.fit("the memory budget shrank")
-        except OutOfMemory:
-            self._books.set_memory(before)
-            raise
+        await self.room.resize(memory_bytes)
 
     async def allow(self, memory_bytes: int, reason: str, *, is_tight: bool) -> None:
         """Use only so much of the budget for the moment; what is idle leaves for it. What is in use stays, and leaves afterwards."""
-        self._books.set_pressure(max(0, self._books.balance().memory_limit - memory_bytes))
-        self.room.is_tight = is_tight
-        self.room.changed.set()
-        await self.room.fit_what_is_idle(f"pressure from outside: {reason}")
+        await self.room.allow(memory_bytes, reason, is_tight=is_tight)
 
     def snapshot(self) -> tuple[ResidentInfo, ...]:
         """The models in memory now, most recently used first."""
@@ -218,21 +209,34 @@ class ModelCache:
 
     def _begin_by(self, key: ModelKey, source: ModelSource, deadline_s: float | None) -> Holding:
         """Raises TooLate, at once, if the model would not be there by the deadline."""
-        begun = self._loads.start(len(self.loading()), self.demand.reload_s(key), deadline_s)
+        is_fetch = not self._finder.is_here(source)
+        load_s = self.demand.reload_s(key, is_fetch=is_fetch)
+        begun = self._loads.start(self._entries.values(), load_s, deadline_s, is_fetch=is_fetch)
         if begun is Start.FOR_THIS:
-            return self._begin(key, source)
+            return self._begin(key, source, is_fetch=is_fetch)
         self.demand.visit(key, source)
         if begun is Start.FOR_THE_NEXT:
-            self._begin(key, source).is_ahead = True
+            # By value, what nobody waits for has to be worth more than what would leave the disk for it.
+            is_weighed = is_fetch and self._sharing.memory.order == "value"
+            self._begin(key, source, Urgency.AHEAD if is_weighed else Urgency.DEMAND, is_fetch=is_fetch).is_ahead = True
         raise too_late(key, begun)
 
-    def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Holding:
+    def _join(self, key: ModelKey, entry: Holding, deadline_s: float | None) -> None:
+        """Somebody waits now for what is loaded. Raises TooLate, at once, if it is fetched ahead and would not be there by the deadline."""
+        remaining_s = self.demand.reload_s(key, is_fetch=True) - (self._clock.monotonic_s() - entry.began_s)
+        if entry.gives_way and would_be_late(remaining_s, deadline_s):
+            self.demand.visit(key, entry.source)
+            raise too_late(key, Start.FOR_THE_NEXT)
+        self._finder.hasten(entry.source)
+        entry.is_ahead = entry.is_ahead and not entry.is_fetch
+
+    def _begin(self, key: ModelKey, source: ModelSource, urgency: Urgency = Urgency.DEMAND, *, is_fetch: bool) -> Holding:
         """Raises Overloaded or OverQuota if too many load already."""
         tenant = self.room.tenant(source)
         self._loads.require_place(tenant, self.loading())
         now = self._clock.monotonic_s()
         task = asyncio.get_running_loop().create_task(self._load(key, source, urgency))
-        entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now)
+        entry = self._entries[key] = Holding(source, tenant, task, began_s=now, checked_s=now, used_s=now, is_fetch=is_fetch)
         task.add_done_callback(lambda done: self._settle(key, entry, done))
         return entry
 
@@ -246,9 +250,8 @@ class ModelCache:
         if error is not None:
             del self._entries[key]
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
-            kind = "refuse" if isinstance(error, OutOfMemory) else "give_up" if isinstance(error, Abandoned) else "fail"
-            self._note(kind, entry.source.uri, sentence, entry.began_s)
-        self._loads.over(len(self.loading()))
+            self._note(ended_as(error, entry), entry.source.uri, sentence, entry.began_s)
+        self._loads.over(entry, self._entries.values())
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
@@ -284,7 +287,8 @@ class ModelCache:
             model = await self._loader.load(key, found.stored)
         now_s = self._clock.monotonic_s()
         entry.is_scratch = entrance.is_scratch
-        self.demand.loaded(key, found.look_s + now_s - began_s)  # without import and wait for a turn, which a reload does not take again
+        # Without the wait for a turn, and without the import, which only a model that has left the disk takes again.
+        self.demand.loaded(key, found.look_s + now_s - began_s, found.fetch_s)
         self._note("load", source.uri, entrance.reason, entry.began_s)
         manifest = found.stored.manifest
         return Loaded(manifest.digest, manifest.mapped_bytes, [model], now_s - entry.began_s)

@@ -31,6 +31,9 @@ class Known:
     source: ModelSource
     visits: Visits
     reload_s: float
+    """What a load from this disk takes."""
+    fetch_s: float = 0.0
+    """What the way onto this disk took, if it was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,16 @@ class DemandBook:
             if len(self._models) > MOST:
                 self._causes.pop(self._models.popitem(last=False)[0], None)
         else:
-            self._models[key] = Known(source, worth.next_visit(known.visits, now_s), known.reload_s)
+            self._models[key] = replace(known, source=source, visits=worth.next_visit(known.visits, now_s))
             self._models.move_to_end(key)
 
-    def loaded(self, key: ModelKey, took_s: float) -> None:
-        """A load ended well, after so long: what it would take again, without an import and without the wait for a turn."""
+    def loaded(self, key: ModelKey, took_s: float, fetch_s: float | None = None) -> None:
+        """A load ended well, after so long: what it would take again from this disk; `fetch_s` more if it was not there yet."""
         now_s = self._clock.monotonic_s()
         known = self._models.get(key)
         if known is not None:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
-            self._models[key] = Known(known.source, known.visits, reload_s)
+            self._models[key] = replace(known, reload_s=reload_s, fetch_s=known.fetch_s if fetch_s is None else fetch_s)
         evicted_s = self._evicted_s.pop(key, None)
         self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
@@ -105,10 +108,12 @@ class DemandBook:
             return worth.worth(None, now_s, _UNKNOWN_RELOAD_S, weight)
         return worth.worth(known.visits, now_s, known.reload_s, weight)
 
-    def reload_s(self, key: ModelKey) -> float:
-        """How long a load of the model takes, as far as is known; zero if it was never loaded."""
+    def reload_s(self, key: ModelKey, *, is_fetch: bool = False) -> float:
+        """How long a load takes, as far as is known, with the way onto the disk if it is a fetch; zero if there was none."""
         known = self._models.get(key)
-        return known.reload_s if known is not None else 0.0
+        if known is None:
+            return 0.0
+        return known.reload_s + (known.fetch_s if is_fetch else 0.0)
 
     @property
     def thrash(self) -> Thrash:
@@ -133,7 +138,7 @@ class DemandBook:
         if key in self._models:
             return
         then_s = self._clock.monotonic_s() - age_s
-        self._models[key] = Known(known.source, replace(known.visits, last_s=then_s), known.reload_s)
+        self._models[key] = replace(known, visits=replace(known.visits, last_s=then_s))
 
 
 def records(path: Path, now_s: float) -> list[Record]:
@@ -144,5 +149,5 @@ def records(path: Path, now_s: float) -> list[Record]:
 
 def _record(fields: Mapping[str, Any], elapsed_s: float) -> Record:
     visits = fields["visits"] | {"faded": tuple(fields["visits"]["faded"])}
-    known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"])
+    known = Known(ModelSource(**fields["source"]), Visits(**visits), fields["reload_s"], fields.get("fetch_s", 0.0))
     return Record(ModelKey(fields["key"]), known, fields["age_s"] + elapsed_s)

@@ -5,7 +5,8 @@
     store/incoming/NAME.lock    held by an import under way; says in digits how many bytes it still counts on
 
 Models leave by the same formula as those in memory (policy/worth.py), with the time that bringing them back takes: what the instances of
-this machine remember of their requests (`*.hot.json`), times what fetch and import took when it was last done.
+this machine remember of their requests (`*.hot.json`), times what fetch and import took when it was last done. With `order = "lru"` here
+too the one that was used least recently goes.
 """
 
 import fcntl
@@ -49,7 +50,8 @@ class Newcomer:
 class DiskRoom:
     """Made for one import. Models in `in_use` stay. `sent_away` are the artifacts that are no longer here because of it."""
 
-    def __init__(self, store: TensorStore, budget_bytes: int, in_use: frozenset[ModelDigest]) -> None:
+    def __init__(self, store: TensorStore, budget_bytes: int, in_use: frozenset[ModelDigest], order: Order = Order.VALUE) -> None:
+        self._order = order
         self._store = store
         self._budget_bytes = budget_bytes
         self._in_use = in_use
@@ -115,7 +117,7 @@ class DiskRoom:
         models = self._store.catalog.models()
         residents = [values.resident(model, is_in_use=model.manifest.digest in self._in_use) for model in models]
         holders = Holders(Counter(tensor for resident in residents for tensor in resident.tensors))
-        victims = evict.choose(residents, holders, shortage, Manners(Order.VALUE))
+        victims = evict.choose(residents, holders, shortage, Manners(self._order))
         if victims is None:
             return False
         if newcomer is not None and newcomer.urgency is Urgency.AHEAD:
@@ -134,7 +136,7 @@ class DiskRoom:
 
     def _require_worth(self, worth_in: float, worth_out: float) -> None:
         if not worth.is_worth_a_prefetch(worth_in, worth_out):
-            raise DiskFull("it is not worth what it would push off the disk: it is fetched when somebody asks for it")
+            raise DiskFull("it is not worth what it would push off the disk: it is fetched for whoever can wait for it")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -160,18 +162,20 @@ class _Values:
     def resident(self, model: CatalogedModel, *, is_in_use: bool) -> Resident:
         digest = model.manifest.digest
         took_s = self._took_s.get(digest, self._usual_s)
-        value = max((self._worth(model_key(ArtifactUri(uri)), model.used_s, took_s) for uri in model.uris), default=0.0)
-        return Resident(ModelKey(digest), model.used_s, int(is_in_use), 0, _pieces(model), worth=value)
+        visits = [self._visits(model_key(ArtifactUri(uri)), model.used_s) for uri in model.uris]
+        used_s = max((visit.last_s for visit in visits), default=0.0)
+        value = max((worth.worth(visit, self._now_s, took_s) for visit in visits), default=0.0)
+        return Resident(ModelKey(digest), used_s, int(is_in_use), 0, _pieces(model), worth=value)
 
     def of(self, newcomer: Newcomer) -> float:
         known = self._demand.known().get(model_key(newcomer.uri))
-        return worth.worth(known.visits if known else None, self._now_s, self._usual_s)
+        took_s = known.fetch_s if known and known.fetch_s else self._usual_s
+        return worth.worth(known.visits if known else None, self._now_s, took_s)
 
-    def _worth(self, key: ModelKey, used_s: float, took_s: float) -> float:
-        """A model that no instance remembers was asked for once, when it was last used."""
+    def _visits(self, key: ModelKey, loaded_s: float) -> Visits:
+        """A model that no instance remembers was asked for once, when it was last loaded."""
         known = self._demand.known().get(key)
-        then_s = self._now_s - (time.time() - used_s)
-        return worth.worth(known.visits if known else Visits(then_s), self._now_s, took_s)
+        return known.visits if known else Visits(self._now_s - (time.time() - loaded_s))
 
 
 def _pieces(model: CatalogedModel) -> Mapping[TensorDigest, int]:

@@ -16,12 +16,14 @@ from flatshare.core.settings import DiskSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.importers import Importers
 from flatshare.instance.importing import ImportJob
+from flatshare.policy.evict import Order
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("finding")
 PLAIN_DISK = DiskSettings()
+_LEAST = {Order.VALUE: "was worth least per byte", Order.LRU: "was used least recently"}
 _TRUST_DISK_S = 10.0  # to find out that a store is dead takes as long
 
 
@@ -32,6 +34,8 @@ class Found:
     stored: StoredModel
     look_s: float
     """What the look took, without an import: a model that only left memory is not imported again."""
+    fetch_s: float | None = None
+    """What the import took, without its wait for a turn; None if there was none."""
 
 
 class Finder(Protocol):
@@ -43,6 +47,9 @@ class Finder(Protocol):
 
     async def known(self, source: ModelSource) -> StoredModel | None:
         """The same without an import: None if this version of the artifact was never imported."""
+
+    def is_here(self, source: ModelSource) -> bool:
+        """Is a version of it on this disk? Asks no store, returns at once."""
 
     def remember_footprint(self, digest: ModelDigest, own_bytes: int) -> None:
         """Private memory that a load of the model was seen to take: `find` tells it from now on. Returns at once."""
@@ -61,35 +68,59 @@ class ModelFinder:
         disk_bytes: int,
         tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY,
         disk: DiskSettings = PLAIN_DISK,
+        order: Order = Order.VALUE,
         note: Callable[[str, str], None] = lambda _uri, _reason: None,
     ) -> None:
-        """`note` is told which artifact left the disk, and why."""
+        """`order` says who leaves the disk first; `note` is told which artifact left it, and why."""
         self._store = store
         self._tenant_of = tenant_of
         self._threads = threads
         self._disk_bytes = disk_bytes
         self._disk = disk
+        self._order = order
         self._note = note
         self.importers = Importers(disk.parallel_fetches)
+        self._looks_ahead: dict[str, Urgency] = {}
+        """What is being looked at before it is fetched ahead, and whether somebody waits for it since."""
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
         began_s = time.monotonic()
-        stored = await self.known(source)
-        if stored is None:
-            job = ImportJob(self._store.folder, ArtifactUri(source.uri), source.root, self._disk_bytes, in_use, urgency, self._disk)
-            imported = await self.importers.run(job, self._tenant_of(source))
-            for uri in imported.sent_away:
-                self._note(uri, f"sent off the disk, where it was worth least per byte, for {source.uri}")
-            began_s = time.monotonic()
+        if urgency is Urgency.AHEAD:
+            self._looks_ahead[source.uri] = urgency
+        try:
             stored = await self.known(source)
+        finally:
+            if urgency is Urgency.AHEAD:
+                urgency = self._looks_ahead.pop(source.uri, urgency)
+        look_s = time.monotonic() - began_s
+        if stored is not None:
+            return Found(stored, look_s)
+        return await self._imported(source, in_use, urgency, look_s)
+
+    async def _imported(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency, look_s: float) -> Found:
+        """What an import brought. The store is not asked again: objects are read under the condition that they have not changed."""
+        uri = ArtifactUri(source.uri)
+        job = ImportJob(self._store.folder, uri, source.root, self._disk_bytes, in_use, urgency, self._disk, self._order)
+        imported = await self.importers.run(job, self._tenant_of(source))
+        for gone in imported.sent_away:
+            self._note(gone, f"sent off the disk, where it {_LEAST[self._order]}, for {source.uri}")
+        if uri.startswith("file://"):  # a folder is read in place, and may have been written to meanwhile
+            stored = await self.known(source)
+        else:
+            stored = await asyncio.get_running_loop().run_in_executor(self._threads, self._taken, imported.digest)
         if stored is None:
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
-        return Found(stored, time.monotonic() - began_s)
+        return Found(stored, look_s, imported.took_s)
+
+    def is_here(self, source: ModelSource) -> bool:
+        return self._store.catalog.last_model_of(ArtifactUri(source.uri)) is not None
 
     def hasten(self, source: ModelSource) -> None:
+        if source.uri in self._looks_ahead:
+            self._looks_ahead[source.uri] = Urgency.DEMAND
         self.importers.hasten(ArtifactUri(source.uri))
 
     async def known(self, source: ModelSource) -> StoredModel | None:

@@ -30,10 +30,17 @@ class Holding:
     used_s: float
     checked_s: float
     """When the artifact was last looked at."""
+    is_fetch: bool
+    """It was not on this disk when its load began."""
     leases: int = 0
     is_scratch: bool = False
     is_ahead: bool = False
     """Loaded for whoever comes next, so it is wanted although nobody waits."""
+
+    @property
+    def gives_way(self) -> bool:
+        """It is fetched ahead of whoever comes next, beside those that somebody waits for."""
+        return self.is_fetch and self.is_ahead
 
     @property
     def is_loaded(self) -> bool:

@@ -22,6 +22,7 @@ from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.instance.disk import DiskRoom, Newcomer
 from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
+from flatshare.policy.evict import Order
 from flatshare.store.archive import disk_errors
 from flatshare.store.catalog import Refusal
 from flatshare.store.link import Link
@@ -51,6 +52,8 @@ class ImportJob:
     in_use: frozenset[ModelDigest]
     urgency: Urgency = Urgency.DEMAND
     settings: DiskSettings = field(default_factory=DiskSettings)
+    order: Order = Order.VALUE
+    """In which models leave the disk for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Imported:
 
     digest: ModelDigest
     sent_away: tuple[ArtifactUri, ...] = ()
+    took_s: float = 0.0
 
 
 def import_artifact(job: ImportJob) -> Imported:
@@ -73,12 +77,13 @@ def import_artifact(job: ImportJob) -> Imported:
         known = store.catalog.model_of(job.uri, artifact.version)
         if known is not None:
             return Imported(known)
-        began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use)
+        began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use, job.order)
         with room.reserved(_newcomer(artifact, job.urgency), incoming.with_suffix(".lock")):
             digest = _bring(store, artifact, job.root, incoming, Link(store.folder, job.settings, job.urgency))
-        store.catalog.remember_import(digest, time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        store.catalog.remember_import(digest, took_s)
         room.settle(digest)
-        return Imported(digest, tuple(room.sent_away))
+        return Imported(digest, tuple(room.sent_away), took_s)
 
 
 def _bring(store: TensorStore, artifact: Artifact, root: str, incoming: Path, link: Link) -> ModelDigest:

@@ -142,9 +142,22 @@ class Room:
         self._books.reserve(key, reservation)
         return Entrance(admission.reason, admission.is_scratch)
 
-    async def fit(self, purpose: str) -> None:
-        """Evict until the books are within their limits. Raises OutOfMemory if what is in use stays in use."""
-        await self._make(Need(0, {}, {}), purpose)
+    async def resize(self, memory_bytes: int) -> None:
+        """Another budget: evict until all fits. Raises OutOfMemory, and keeps the old one, if what is in use stays in use."""
+        before = self._books.balance().memory_limit
+        self._books.set_memory(memory_bytes)
+        try:
+            await self._make(Need(0, {}, {}), "the memory budget shrank")
+        except OutOfMemory:
+            self._books.set_memory(before)
+            raise
+
+    async def allow(self, memory_bytes: int, reason: str, *, is_tight: bool) -> None:
+        """So much of the budget for the moment: evict what is idle beyond that."""
+        self._books.set_pressure(max(0, self._books.balance().memory_limit - memory_bytes))
+        self.is_tight = is_tight
+        self.changed.set()
+        await self.fit_what_is_idle(f"pressure from outside: {reason}")
 
     async def fit_what_is_idle(self, purpose: str) -> None:
         """Evict what is idle as far as the books are beyond their limits, and wait for nobody."""

@@ -23,6 +23,8 @@ class LoadLine:
     """Under way or waiting."""
     interval_s: float
     """From the end of one load to the end of the next, while there is a line; zero as long as there was none."""
+    giving_way: int = 0
+    """Others, that nobody waits for: they hold up nobody who does."""
 
 
 def answer_s(line: LoadLine, load_s: float) -> float:
@@ -35,7 +37,7 @@ def start(line: LoadLine, load_s: float, left_s: float | None) -> Start:
     """What to do for a request whose answer is wanted in `left_s`, or whenever it comes."""
     if left_s is None or answer_s(line, load_s) <= left_s:
         return Start.FOR_THIS
-    return Start.FOR_THE_NEXT if line.ahead < line.places else Start.NOT_NOW
+    return Start.FOR_THE_NEXT if line.ahead + line.giving_way < line.places else Start.NOT_NOW
 
 
 def smoothed(interval_s: float, latest_s: float) -> float:

@@ -22,6 +22,7 @@ import obstore
 
 from flatshare.core.errors import StoreUnavailable
 from flatshare.core.sizes import MIB
+from flatshare.store import etag
 from flatshare.store.link import Link
 from flatshare.store.objects import SourceFile, changed, object_file, store_errors
 from flatshare.store.remote import open_store
@@ -42,6 +43,8 @@ class Download:
         self._parts = home / "parts"
         self._link = link
         self._is_over = Event()
+        self._are_tags_md5 = True
+        """As far as is known."""
 
     def all(self, wanted: Iterable[tuple[SourceFile, Path]]) -> None:
         """Complete each file under its final name. The first error ends the others too."""
@@ -59,6 +62,7 @@ class Download:
         with _opened(self._part(file) for file, _ in missing) as parts:
             for job in as_completed([pool.submit(self._piece, piece) for part in parts for piece in part.missing()]):
                 job.result()
+            list(pool.map(self._check, parts))
             for part, (_, target) in zip(parts, missing, strict=True):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 part.finish(target)
@@ -66,9 +70,25 @@ class Download:
     def _part(self, file: SourceFile) -> "_Part":
         return _Part(file, self._parts / f"{sha256(file.relative_path.encode()).hexdigest()[:32]}.part")
 
+    def _key(self, file: SourceFile) -> str:
+        return f"{self._prefix}/{file.relative_path}".strip("/")
+
+    def _check(self, part: "_Part") -> None:
+        """Raises StoreUnavailable if what arrived is not what the store says that it has; the next try asks for all of it."""
+        if not self._bucket.startswith("s3://") or not self._are_tags_md5 or etag.fits(part.file, part.path):
+            return
+        key = self._key(part.file)
+        self._are_tags_md5 = etag.is_md5(self._store, key)
+        if self._are_tags_md5:
+            part.discard()
+            raise StoreUnavailable(
+                f"'{self._bucket}/{key}' is not what its ETag says: it was damaged on the way, or in the store. "
+                f"Try again, and upload it anew if that does not help."
+            )
+
     def _piece(self, piece: "_Piece") -> None:
         file, start = piece.part.file, piece.start
-        key = f"{self._prefix}/{file.relative_path}".strip("/")
+        key = self._key(file)
         is_strong = file.version.startswith('"')  # If-Match never holds for a weak tag (RFC 9110, 13.1.1)
         options = {"range": (start, piece.end)} | ({"if_match": file.version} if is_strong else {})
         self._link.take(piece.end - start, self._is_over)
@@ -102,7 +122,7 @@ class _Part:
 
     def __init__(self, file: SourceFile, path: Path) -> None:
         self.file = file
-        self._path = path
+        self.path = path
         self._journal_path = path.with_suffix(f".{_PIECE_BYTES}.{_boot()}.journal")
         if not path.exists() or path.stat().st_size != file.size_bytes:
             self._journal_path.unlink(missing_ok=True)
@@ -132,7 +152,12 @@ class _Part:
 
     def finish(self, target: Path) -> None:
         """All of it has arrived."""
-        self._path.rename(target)
+        self.path.rename(target)
+        self._journal_path.unlink()
+
+    def discard(self) -> None:
+        """None of it is to be trusted."""
+        self.path.unlink()
         self._journal_path.unlink()
 
     def close(self) -> None:

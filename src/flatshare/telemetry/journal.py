@@ -11,8 +11,8 @@ class Entry:
     at_s: float
     """Seconds since the epoch."""
     kind: str
-    """load · evict · unload · refuse · fail · give_up (nobody waited for the load any more) · import ·
-    forget (it left the disk) · prepack · drop_copy (a prepacked copy came or went)"""
+    """load · evict · unload · refuse · fail · import · forget (it left the disk) · prepack · drop_copy (a prepacked copy came or went) ·
+    give_up (nobody waited for the load any more, and others did; or nobody did, and it was not worth what would leave the disk for it)"""
     model: str
     reason: str
     took_ms: float | None = None
