@@ -99,7 +99,8 @@ class FrontDoor:
             return await self._open_ai.handle(request)
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
-            self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
+            if not self._entry.guard.is_open:
+                self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
             return await self._runtime.invoke(invocation)
         if request.method == "POST" and request.path == "/":
             return await self._control_call(request)

@@ -147,15 +147,10 @@ class Workbench:
 
     def _admit(self, job: Job) -> Entry[Job] | None:
         """Hand it to an idle worker, or else give it the place in the queue that is returned."""
-        ticket, settings = job.ticket, self._sharing.queue
-        tenant = self._sharing.tenant(ticket.tenant)
-        most = settings.max_waiting_per_tenant if tenant.max_waiting is None else tenant.max_waiting
+        ticket = job.ticket
+        is_long = 1e3 * ticket.run_s > self._sharing.queue.long_run_ms
         with self._lock:
-            if self.in_flight >= self._workers + settings.max_waiting:
-                raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
-            if len(self._running) >= self._workers and self._queue.waiting(ticket.tenant) >= most:
-                raise OverQuota(f"{most} requests of tenant {ticket.tenant} wait already, its limit: call again later")
-            is_long = 1e3 * ticket.run_s > settings.long_run_ms
+            self._require_place(ticket)
             self._require_in_time(job, is_long=is_long)
             now_s = time.monotonic()
             self._visitors.note(ticket.tenant, now_s)
@@ -166,10 +161,23 @@ class Workbench:
                 self._begin(number, [job], now_s)
                 self._desks[number].put([job])
                 return None
-            entry = self._queue.push(job, ticket.tenant, cost=ticket.run_s, weight=tenant.weight, is_long=is_long)
+            weight = self._sharing.tenant(ticket.tenant).weight
+            entry = self._queue.push(job, ticket.tenant, cost=ticket.run_s, weight=weight, is_long=is_long)
             if self._idle:
                 self._desks[self._idle.pop()].put([])
             return entry
+
+    def _require_place(self, ticket: Ticket) -> None:
+        """Raises Overloaded or OverQuota."""
+        settings = self._sharing.queue
+        if self.in_flight >= self._workers + settings.max_waiting:
+            raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
+        if len(self._running) < self._workers:
+            return
+        own = self._sharing.tenant(ticket.tenant).max_waiting
+        most = settings.max_waiting_per_tenant if own is None else own
+        if self._queue.waiting(ticket.tenant) >= most:
+            raise OverQuota(f"{most} requests of tenant {ticket.tenant} wait already, its limit: call again later")
 
     def _require_in_time(self, job: Job, *, is_long: bool) -> None:
         ticket = job.ticket
@@ -197,13 +205,12 @@ class Workbench:
 
     def _until_called(self, number: int) -> list[Job]:
         """What came with the call, or what the queue has."""
-        desk, called_with = self._desks[number], list[Job]()
+        desk = self._desks[number]
         if not len(self._queue):
-            called_with = desk.get()
-        else:  # a long run has to wait for short ones, which may not come
-            with suppress(queue.Empty):
-                called_with = desk.get(timeout=_KEEP_FOR_SHORT_S)
-        return called_with or self._take(number)
+            return desk.get() or self._take(number)
+        with suppress(queue.Empty):  # a long run has to wait for short ones, which may not come
+            return desk.get(timeout=_KEEP_FOR_SHORT_S) or self._take(number)
+        return self._take(number)
 
     def _take(self, number: int) -> list[Job]:
         """The next one, and its like; none if nobody may run now, and then the worker counts as idle."""
