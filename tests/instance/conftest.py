@@ -163,6 +163,7 @@ def _nothing_measured(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         "test_cache",
         "test_cache_sharing",
         "test_hot",
+        "test_promote",
         "test_prefetch",
         "test_scrub",
         "test_sharing",

@@ -7,7 +7,7 @@ from flatshare.telemetry.metrics import UNKNOWN, GatewayMetrics, InstanceReading
 
 def reading(**changes: object) -> InstanceReading:
     fields: dict[str, object] = {
-        "endpoint": "e", "instance": "i", "models": 2, "anonymous_bytes": 3, "mapped_bytes": 4, "anonymous_limit_bytes": 5,
+        "endpoint": "e", "instance": "i", "models": 2, "copies": 1, "anonymous_bytes": 3, "mapped_bytes": 4, "anonymous_limit_bytes": 5,
         "memory_limit_bytes": 6, "in_flight": 7, "waiting": 5, "decisions": {"load": 8, "evict": 1}, "evictions": {"mapped": 1},
         "refusals": {"too_late": 9}, "queues": {"short": 3, "long": 2, "load": 1}, "pressure_bytes": 10, "thrash_index": 0.25,
         "lacks_memory": True,

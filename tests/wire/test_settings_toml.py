@@ -15,6 +15,7 @@ mode = "all-resident"
 pinned = ["acme/*"]
 ttl_s = 600
 scratch_share = 0.1
+prepacked = "off"
 tenant_pattern = '([^-]+)-'
 
 [queue]
@@ -43,7 +44,7 @@ def test_an_empty_file_means_the_defaults() -> None:
 
 def test_every_kind_of_value_arrives() -> None:
     settings = parse(EVERYTHING)
-    assert settings.memory == CacheSettings("value", "all-resident", ("acme/*",), 600.0, 0.1, "([^-]+)-")
+    assert settings.memory == CacheSettings("value", "all-resident", ("acme/*",), 600.0, 0.1, "off", "([^-]+)-")
     assert settings.queue == QueueSettings(max_waiting=10, deadline_ms=500.0, batch_tokens=0)
     assert settings.disk == DiskSettings(bandwidth_bytes=100 * 2**20, ahead_share=0.5)
     acme, default = settings.tenants.values()

@@ -1,14 +1,12 @@
-"""`flatshare bench prepacked`: how much faster prepacked weights, in a session of their own, would be than mapped ones on this machine.
+"""`flatshare bench prepacked`: how much faster prepacked weights are than mapped ones on this machine: engines alone, and two servers.
 
-There is no such tier yet: docs/decisions/0069-no-prepacked-tier.md says why, from these figures. OpenVINO is measured beside ONNX Runtime
-if it is installed: `pip install openvino`.
+ONNX Runtime's own prepacking is measured beside the copies that the server makes (instance/backends/prepacked.py), to show what they are
+compared with in docs/decisions/0087-prepacked-copies.md.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +15,24 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
+from flatshare.bench import promoted
 from flatshare.bench.numbers import median
+from flatshare.bench.story import Results, Steps
 from flatshare.bench.tenants import base_checkpoint, tenants, write_tenants
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.settings import StoreLimits
 from flatshare.core.spec import StoredModel
+from flatshare.instance.backends import prepacked
 from flatshare.instance.backends.mapped import MappedBackend, MappedModel
+from flatshare.instance.backends.prepacked import Copier
 from flatshare.instance.backends.sessions import Architecture, session_options
 from flatshare.instance.books import anonymous_bytes
 from flatshare.package.importer import import_checkpoint
 from flatshare.store.tensors import TensorStore
 
-TARGETS = {"prepacked_speedup": 1.3}
+TARGETS = promoted.TARGETS
+_SERVED = 8
 _TOKENS = (8, 16, 30, 60, 120, 250)
-Steps = Callable[[str, int], Callable[[], None]]
 Feeds = Mapping[str, np.ndarray[tuple[int, ...], np.dtype[np.int64]]]
 Runner = Callable[[Feeds], Any]
 """From token ids to vectors."""
@@ -38,14 +40,21 @@ Maker = Callable[[StoredModel, MappedModel], Runner]
 
 
 def run(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
-    """Medians over alternating runs of `models` models in turn, one thread, tokens ready: the engine alone."""
+    """Both parts; the servers serve at most eight of the models. Without OpenVINO only ONNX Runtime's own prepacking is measured."""
+    results = Results()
+    results.values |= engines(folder, models, runs, begin)
+    promoted.run(folder, folder / "models", tenants(models)[: min(models, _SERVED)], 2 * runs, results, begin)
+    return results.values
+
+
+def engines(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
+    """Medians over alternating runs of `models` models in turn, one thread, tokens ready."""
     stored = _imported(folder, models, begin)
     backend = MappedBackend(concurrent_runs=1)
     mapped = [backend.load(model) for model in stored]
-    makers: dict[str, Maker] = {"prepacked": lambda one, loaded: _session_runner(own_session(one, loaded, folder))}
-    if find_spec("openvino") is not None:
-        openvino: Any = import_module("openvino")
-        makers["openvino"] = partial(_openvino_runner, openvino, openvino.Core())
+    makers: dict[str, Maker] = {"onnxruntime": lambda one, loaded: _session_runner(own_session(one, loaded, folder))}
+    if prepacked.is_available():
+        makers["copy"] = partial(_copy_runner, Copier())
     runners: dict[str, list[Runner]] = {"mapped": [_mapped_runner(model) for model in mapped]}
     results: dict[str, float] = {}
     for name, make in makers.items():
@@ -53,7 +62,7 @@ def run(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
         runners[name] = [make(one, loaded) for one, loaded in zip(stored, mapped, strict=True)]
         results[f"{name}_create_ms"] = 1e3 * (time.perf_counter() - began_s) / models
         for runner in runners[name]:
-            runner(_feeds(mapped[0]._architecture, 30, seed=0))  # OpenVINO packs at the first run
+            runner(_feeds(mapped[0]._architecture, 30, seed=0))  # a copy packs some at its first run
         results[f"{name}_mb_per_model"] = (anonymous_bytes() - before) / models / 1e6
     step = begin("runs, in turn", len(_TOKENS))
     for tokens in _TOKENS:
@@ -61,7 +70,6 @@ def run(folder: Path, models: int, runs: int, begin: Steps) -> dict[str, float]:
         results |= {f"{name}_{tokens}_ms": value for name, value in took_ms.items()}
         results |= {f"{name}_speedup_{tokens}": took_ms["mapped"] / took_ms[name] for name in makers}
         step()
-    results["prepacked_speedup"] = results["prepacked_speedup_30"]
     return {key: round(value, 3) for key, value in results.items()}
 
 
@@ -97,18 +105,8 @@ def _session_runner(session: ort.InferenceSession) -> Runner:
     return lambda feeds: session.run(None, feeds)[0]
 
 
-def _openvino_runner(openvino: Any, core: Any, stored: StoredModel, model: MappedModel) -> Runner:
-    """Compiled with constants that point into the mapped packs, so that only what is packed is copied. One thread, 32 bits."""
-    graph = core.read_model(stored.graph_path)
-    weights = {name: weight.numpy() for name, weight in zip(model._architecture.weight_names, model._weights, strict=True)}
-    for parameter in graph.get_parameters():
-        weight = weights.get(parameter.output(0).any_name)
-        if weight is not None:
-            parameter.output(0).replace(openvino.op.Constant(weight, shared_memory=True).output(0))
-            graph.remove_parameter(parameter)
-    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(graph, "CPU", options).create_infer_request()
-    return lambda feeds: next(iter(request.infer(feeds).values()))
+def _copy_runner(copier: Copier, stored: StoredModel, model: MappedModel) -> Runner:
+    return copier.copy(Path(stored.graph_path), model.named_weights()).run
 
 
 def _compare(runners: Mapping[str, list[Runner]], architecture: Architecture, tokens: int, runs: int) -> dict[str, float]:

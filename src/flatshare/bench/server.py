@@ -23,6 +23,8 @@ from flatshare.client.deploy import EndpointPlan, ensure_endpoint
 from flatshare.core.access import AccessKey
 
 ENDPOINT = "embeddings"
+MAPPED_ONLY = '[memory]\nprepacked = "off"\n'
+"""Settings of a server that is compared with the bare engine, which runs the mapped weights too."""
 _PATIENCE_S = 70
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)\r\n", re.IGNORECASE)
 _INVOCATIONS = f"/endpoints/{ENDPOINT}/invocations"
@@ -92,10 +94,15 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, options: Sequence[str] = (), before: Sequence[str] = ()
+    data_dir: Path, prefix: Path, memory: str, *, key: AccessKey | None = None, settings: str = MAPPED_ONLY, before: Sequence[str] = ()
 ) -> Iterator[RunningServer]:
-    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures."""
-    server = start_server(data_dir, memory, key=key, options=options, before=before)
+    """A server with one endpoint in service over the checkpoints below `prefix`, stopped at the end. With a key, it asks for signatures.
+
+    `settings` is what its file of settings says.
+    """
+    settings_file = data_dir.with_suffix(".toml")
+    settings_file.write_text(settings)
+    server = start_server(data_dir, memory, key=key, options=("--settings", str(settings_file)), before=before)
     try:
         server.deploy(prefix)
         yield server

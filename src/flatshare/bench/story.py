@@ -8,7 +8,7 @@ from pathlib import Path
 from flatshare.bench import cold, load
 from flatshare.bench.bare import BareEngine
 from flatshare.bench.numbers import median, percentile
-from flatshare.bench.server import RunningServer, running_server
+from flatshare.bench.server import MAPPED_ONLY, RunningServer, running_server
 from flatshare.bench.tenants import Tenant, base_checkpoint, tenants, text_of, write_tenants
 from flatshare.store.tensors import TensorStore
 
@@ -69,9 +69,8 @@ def run(folder: Path, scale: Scale, begin: Steps) -> dict[str, float]:
         _lengths(server, catalogue, results, begin)
     with running_server(data, prefix, ROOMY) as server:
         _after_unload(server, catalogue, results, begin)
-    by_age = folder / "lru.toml"  # so that each turn through the models meets only such as were evicted; what a load takes is the same
-    by_age.write_text('[memory]\norder = "lru"\n')
-    with running_server(data, prefix, TIGHT, options=("--settings", str(by_age))) as server:
+    by_age = MAPPED_ONLY + 'order = "lru"\n'  # so that each turn through the models meets only such as were evicted; loads are the same
+    with running_server(data, prefix, TIGHT, settings=by_age) as server:
         _cold_starts(server, catalogue, data / "store", scale, results, begin)
     return results.values
 

@@ -62,6 +62,8 @@ def _facts(said: dict[str, Any]) -> Table:
     if said["state"] == "resident":
         leaves = f"{said['rank']} models go before it" if said["rank"] is not None else "it cannot be evicted now"
         table.add_row("eviction", leaves + (f": {said['spared_because']}" if said["spared_because"] else ""))
+    if said["copy_bytes"]:
+        table.add_row("prepacked copy", f"{format_size(said['copy_bytes'])} of private memory, the first to be given back")
     if said["dry_run"]:
         plan = said["dry_run"]
         table.add_row("a load now", f"{plan['verdict']}: {escape(plan['reason'])} (needs {format_size(plan['needs_bytes'])})")
@@ -82,6 +84,6 @@ def _history(entries: list[dict[str, Any]]) -> Table:
 def _candidates(candidates: list[dict[str, Any]]) -> Table:
     table = Table("model", "tenant", "idle", "frees", "worth, ms/s", title="who would leave next, if room were needed")
     for one in candidates:
-        worth = f"{one['worth_ms_per_s']:.3f}" + (" (scratch)" if one["is_scratch"] else "")
+        worth = f"{one['worth_ms_per_s']:.3f}" + (" (scratch)" if one["is_scratch"] else " (prepacked copy)" if one["is_copy"] else "")
         table.add_row(escape(one["uri"]), escape(one["tenant"]), f"{one['idle_s']:.0f} s", format_size(one["frees_bytes"]), worth)
     return table

@@ -73,7 +73,8 @@ def _models(instances: list[dict[str, Any]]) -> Table:
     models = sorted((model for instance in instances for model in instance["models"]), key=lambda model: float(model["idle_s"]))
     for model in models[:15]:
         idle = f"{model['idle_s']:.0f} s"
-        table.add_row(escape(model["uri"]), model["digest"][:12], str(model["leases"]), idle, format_size(model["mapped_bytes"]))
+        weights = format_size(model["mapped_bytes"]) + (f" + {format_size(model['copy_bytes'])} copy" if model["copy_bytes"] else "")
+        table.add_row(escape(model["uri"]), model["digest"][:12], str(model["leases"]), idle, weights)
     return table
 
 

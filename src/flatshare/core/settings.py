@@ -101,6 +101,8 @@ class CacheSettings:
     """An idle model leaves after so long, also when there is room."""
     scratch_share: float = 0.0
     """Of the memory, with the order "value": kept for models that are worth less than what they would push out."""
+    prepacked: Literal["auto", "off"] = "auto"
+    """Copies of hot models' weights in the layout of the fastest kernels, in memory that is to spare; auto: if OpenVINO is installed."""
     tenant_pattern: str = r"([^/]+)/"
     """Matched at the begin of a target model; the first group is its tenant."""
     recycle_share: float = 0.25

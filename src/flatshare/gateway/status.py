@@ -59,6 +59,7 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         endpoint=status["endpoint"],
         instance=status["instance"],
         models=balance["models"],
+        copies=balance["copies"],
         anonymous_bytes=balance["measured_anonymous"],
         mapped_bytes=balance["mapped"],
         anonymous_limit_bytes=balance["anonymous_limit"],

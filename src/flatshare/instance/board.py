@@ -107,3 +107,8 @@ class Marked:
                 return found(*values, **named)
 
         return marked
+
+
+def unmarked(model: Any) -> Any:
+    """The model itself, whose runs may be on the board."""
+    return model._model if isinstance(model, Marked) else model

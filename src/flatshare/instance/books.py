@@ -24,6 +24,8 @@ class Reservation:
 
     footprint: Footprint
     tensors: Mapping[TensorDigest, int]
+    is_copy: bool = False
+    """A prepacked copy's, beside its model's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Balance:
     mapped: int
     measured_anonymous: int
     models: int
+    copies: int = 0
+    """Prepacked ones."""
     pressure: int = 0
     """Of the memory limit: not to be used for the moment, since the machine runs short."""
 
@@ -126,6 +130,7 @@ class Books:
         return balance.measured_anonymous > balance.anonymous
 
     def balance(self) -> Balance:
+        copies = sum(reservation.is_copy for reservation in self._reserved.values())
         return Balance(
             memory_limit=self._memory_bytes,
             anonymous_limit=int(self._memory_bytes * self._anonymous_share),
@@ -133,7 +138,8 @@ class Books:
             anonymous=self._base_anonymous + self._shared_bytes + self._own_bytes,
             mapped=self._mapped_bytes,
             measured_anonymous=anonymous_bytes() + self._others_anonymous(),
-            models=len(self._reserved),
+            models=len(self._reserved) - copies,
+            copies=copies,
             pressure=min(self._pressure_bytes, self._memory_bytes),
         )
 

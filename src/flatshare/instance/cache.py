@@ -18,12 +18,13 @@ from flatshare.core.errors import Abandoned, AlreadyLoaded, FlatshareError, NotR
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
-from flatshare.instance.backends.base import Backend, RemoteModel
-from flatshare.instance.board import Board
+from flatshare.instance.backends.base import Backend, Packable, RemoteModel
+from flatshare.instance.board import Board, unmarked
 from flatshare.instance.books import Balance, Books, Reservation
+from flatshare.instance.copies import Copies, copy_key
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder, Found
-from flatshare.instance.holding import Holding, Lease, Loaded
+from flatshare.instance.holding import Holding, Lease, Loaded, Resting
 from flatshare.instance.load_line import Loads, arrival, too_late
 from flatshare.instance.loading import Loader
 from flatshare.instance.room import Held, ResidentInfo, Room
@@ -68,6 +69,7 @@ class ModelCache:
         self._loads = Loads(sharing.queue)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
+        self.copies = Copies(books, clock, journal, board, self.room.changed.set)
         self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
@@ -178,7 +180,8 @@ class ModelCache:
         """The models in memory now, most recently used first."""
         now = self._clock.monotonic_s()
         ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if entry.is_loaded]
-        infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes) for k, e, m in ready]
+        taken = self.copies.taken_bytes
+        infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes, taken(k)) for k, e, m in ready]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
     def balance(self) -> Balance:
@@ -314,24 +317,39 @@ class ModelCache:
         if not done.cancelled() and done.exception() is not None:
             log.error("recheck_failed", exc_info=done.exception())
 
+    # Prepacked copies (instance/promote.py).
+
+    def packable(self) -> Iterator[Resting]:
+        """The models in memory that may have a copy."""
+        for key, entry in self._entries.items():
+            if entry.is_loaded and isinstance(model := unmarked(entry.ready.result().model[0]), Packable):
+                yield Resting(key, entry.source, model, entry)
+
     # What the room asks (instance/room.py).
 
     def held(self) -> Iterator[Held]:
         for key, entry in self._entries.items():
             if entry.is_loaded:
                 yield Held(key, entry.source, entry.used_s, entry.leases, entry.is_scratch)
+        for key, copy in self.copies:
+            yield Held(key, copy.source, copy.used_s, 0, is_scratch=False, copy_gain=copy.gain)
 
     def is_idle(self, key: ModelKey) -> bool:
+        if key in self.copies:
+            return True
         entry = self._entries.get(key)
         return entry is not None and entry.is_loaded and entry.leases == 0
 
     async def remove(self, key: ModelKey, kind: str, cause: str, reason: str) -> None:
-        await asyncio.shield(self._begin_removal(key, kind, cause, reason))
+        if key in self.copies:
+            await self.copies.make_room(key, reason)
+        else:
+            await asyncio.shield(self._begin_removal(key, kind, cause, reason))
 
     @property
     def can_change(self) -> bool:
         held = (entry for key, entry in self._entries.items() if key in self._books)
-        return bool(self._departing) or any(entry.leases > 0 or not entry.is_loaded for entry in held)
+        return bool(self._departing) or self.copies.is_making or any(entry.leases > 0 or not entry.is_loaded for entry in held)
 
     async def shrink(self) -> None:
         """Have the engines give back what they and the heap keep."""
@@ -351,6 +369,7 @@ class ModelCache:
         started_s = self._clock.monotonic_s()
         while entry.leases > 0:
             await self.room.change()
+        await self.copies.drop(copy_key(key), reason)
         model = entry.ready.result().model[0]
         if isinstance(model, RemoteModel):
             await model.close()

@@ -27,6 +27,8 @@ class Candidate:
     worth_ms_per_s: float
     """What it saves its callers while it is in memory."""
     is_scratch: bool
+    is_copy: bool
+    """A prepacked copy: the model stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Explanation:
     state: str
     """resident · loading · absent"""
     is_pinned: bool
+    copy_bytes: int
+    """Private memory of its prepacked copy; zero if it has none."""
     leases: int
     idle_s: float | None
     worth_ms_per_s: float
@@ -88,6 +92,7 @@ class Explainer:
             tenant=tenant,
             state=state,
             is_pinned=self._cache.room.is_pinned(source),
+            copy_bytes=self._cache.copies.taken_bytes(key),
             leases=mine.leases if mine else 0,
             idle_s=view.rules.manners.now_s - mine.used_s if mine else None,
             worth_ms_per_s=1e3 * self._cache.demand.worth(key, self._cache.room.weight(tenant)),
@@ -114,10 +119,12 @@ class Explainer:
     def _candidate(self, resident: Resident, view: MemoryView) -> Candidate:
         idle_s = view.rules.manners.now_s - resident.used_s
         frees = evict.freed_bytes(resident, view.holders)
-        return Candidate(self._uri(resident.key), resident.tenant, idle_s, frees, 1e3 * resident.worth, resident.is_scratch)
+        kind = (resident.is_scratch, resident.is_copy)
+        return Candidate(self._uri(resident.key), resident.tenant, idle_s, frees, 1e3 * resident.worth, *kind)
 
     def _uri(self, key: ModelKey) -> str:
-        source = self._cache.source_of(key)
+        copy = self._cache.copies.get(key)
+        source = copy.source if copy else self._cache.source_of(key)
         return source.uri if source else key
 
 

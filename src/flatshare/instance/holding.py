@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from flatshare.core.call import ModelSource
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
-from flatshare.instance.backends.base import LoadedModel, RemoteModel
+from flatshare.instance.backends.base import LoadedModel, Packable, RemoteModel
 
 
 @dataclass(slots=True)
@@ -38,6 +38,16 @@ class Holding:
     @property
     def is_loaded(self) -> bool:
         return self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """A model in memory that may have a prepacked copy."""
+
+    key: ModelKey
+    source: ModelSource
+    model: Packable
+    held: Holding = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

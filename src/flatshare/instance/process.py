@@ -13,9 +13,10 @@ from typing import Any
 
 from flatshare.core.call import ModelSource
 from flatshare.core.clock import SystemClock
-from flatshare.core.settings import MAX_BODY_BYTES, InstanceSettings, Listening, WorkerSettings
+from flatshare.core.settings import MAX_BODY_BYTES, CacheSettings, InstanceSettings, Listening, WorkerSettings
 from flatshare.instance import importing
 from flatshare.instance.app import InstanceApp
+from flatshare.instance.backends import prepacked
 from flatshare.instance.backends.base import Backend
 from flatshare.instance.backends.engines import Engines
 from flatshare.instance.backends.generate.engine import GenerateBackend
@@ -30,6 +31,7 @@ from flatshare.instance.hot import HotSet
 from flatshare.instance.inside import InnerModels
 from flatshare.instance.prefetch import Prefetcher
 from flatshare.instance.pressure import Kernel
+from flatshare.instance.promote import Promoter
 from flatshare.instance.quarantine import Quarantine
 from flatshare.instance.scrub import Scrubber
 from flatshare.instance.serve import Server
@@ -89,13 +91,21 @@ async def serve_until_stopped(
     settle_memory()
     prefetcher = Prefetcher(cache, finder, store.catalog, sharing.disk.prefetch_every_s)
     beside = [hot.warm(suspects), hot.follow(), hot.prefetch(), Scrubber(store, cache).run(), prefetcher.run()]
-    await _run(server, watch.run(), *beside)
+    await _run(server, watch.run(), *beside, *_promoting(cache, clock, workbench, memory.quarantine, sharing.memory))
     await triton.pool.close()
     finder.close()
     writer.close()
     _end_work(workbench, threads, lookers)
     memory.board.close()
     log.info("instance_stopped")
+
+
+def _promoting(
+    cache: ModelCache, clock: SystemClock, workbench: Workbench, quarantine: Quarantine, settings: CacheSettings
+) -> list[Coroutine[Any, Any, None]]:
+    if settings.prepacked == "off" or not prepacked.is_available():
+        return []
+    return [Promoter(cache, clock, workbench.expected_s, quarantine.guard).run()]
 
 
 def _finder(store: TensorStore, lookers: ThreadPoolExecutor, settings: InstanceSettings, note: Callable[[str, str], None]) -> ModelFinder:

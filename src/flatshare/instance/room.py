@@ -29,6 +29,8 @@ class Held:
     used_s: float
     leases: int
     is_scratch: bool
+    copy_gain: float | None = None
+    """Of a prepacked copy: seconds saved per second. None: a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,15 @@ class ResidentInfo:
     leases: int
     idle_s: float
     mapped_bytes: int
+    copy_bytes: int = 0
+    """Private memory of its prepacked copy, if it has one."""
 
 
 class Table(Protocol):
     """What is asked of the cache."""
 
     def held(self) -> Iterable[Held]:
-        """The models that are loaded."""
+        """The models that are loaded, and the prepacked copies of some."""
 
     def is_idle(self, key: ModelKey) -> bool:
         """Still here and not lent out: what was idle when the plan was made may have found a rider since."""
@@ -98,16 +102,20 @@ class Room:
 
     def view(self) -> MemoryView:
         """The books and the models as the policies see them."""
-        residents = tuple(
-            Resident(
-                held.key, held.used_s, held.leases, reservation.footprint.own_bytes, reservation.tensors, reservation.footprint.shared,
-                worth=self._demand.worth(held.key, self.weight(tenant)),
-                tenant=tenant, is_pinned=self.is_pinned(held.source), is_scratch=held.is_scratch,
-            )
-            for held in self._table.held()
-            for reservation, tenant in [(self._books.reservation(held.key), self.tenant(held.source))]
-        )  # fmt: skip
-        return self._books.view(residents, self._rules())
+        return self._books.view(tuple(map(self._resident, self._table.held())), self._rules())
+
+    def _resident(self, held: Held) -> Resident:
+        reservation, tenant = self._books.reservation(held.key), self.tenant(held.source)
+        what = (held.key, held.used_s, held.leases, reservation.footprint.own_bytes, reservation.tensors, reservation.footprint.shared)
+        if held.copy_gain is not None:  # nobody's: neither a floor nor a pin protects what its model does not need
+            return Resident(*what, worth=held.copy_gain, is_copy=True)
+        return Resident(
+            *what,
+            worth=self._demand.worth(held.key, self.weight(tenant)),
+            tenant=tenant,
+            is_pinned=self.is_pinned(held.source),
+            is_scratch=held.is_scratch,
+        )
 
     def need(self, key: ModelKey, source: ModelSource, reservation: Reservation) -> Need:
         """What a model takes; the policy subtracts what is there already."""

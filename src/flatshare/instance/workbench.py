@@ -116,6 +116,10 @@ class Workbench:
         asyncio.get_running_loop().call_soon(self._paces.note, key, run.seconds * run.share, units)
         return run
 
+    def expected_s(self, key: ModelKey, units: float) -> float:
+        """What a run of so much will take, as far as is known."""
+        return self._paces.seconds(key, units)
+
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""

@@ -3,7 +3,7 @@
 memory = anonymous (base + workspaces + models; hard: beyond it the kernel kills) + mapped (distinct weights; soft: beyond it, refaults)
 
     fits ─────────────────────────────────────────────▶ ADMIT
-    does not: all-resident mode ──────────────────────▶ NEVER_FITS
+    does not: all-resident mode, no copies to spare ──▶ NEVER_FITS
     does not: victims that are worth less ────────────▶ EVICT_FIRST, then ADMIT
     does not: victims that are worth more ────────────▶ the scratch slot: ADMIT there, pushing out only what lies in it
     does not: whoever could make room is in use ──────▶ WAIT
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from operator import attrgetter
 
 from flatshare.core.ids import NOBODY, ModelKey, Tenant, TensorDigest
 from flatshare.core.sizes import format_size
@@ -99,6 +100,8 @@ def decide(view: MemoryView, need: Need) -> Admission:
         return Admission(Verdict.ADMIT, (), f"{format_size(new)} new of {format_size(sum(need.tensors.values()))} mapped")
     lack = f"lacked {format_size(max(0, shortage.total_bytes))} in all, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
     if view.rules.is_all_resident and need.total_bytes:
+        if (victims := evict.choose(filter(attrgetter("is_copy"), view.residents), view.holders, shortage)) is not None:
+            return Admission(Verdict.EVICT_FIRST, victims, lack, short_of="anonymous")
         reason = f"{lack}, and in all-resident mode nothing is evicted: raise --memory, or unload a model"
         return Admission(Verdict.NEVER_FITS, (), reason)
     return _displacing(view, need, shortage, lack)

@@ -37,7 +37,9 @@ class Resident:
     tenant: Tenant = NOBODY
     is_pinned: bool = False
     is_scratch: bool = False
-    """In the scratch slot: it was worth less than what it would have pushed out, and goes first."""
+    """In the scratch slot: it was worth less than what it would have pushed out, and goes before models that are not."""
+    is_copy: bool = False
+    """A prepacked copy of a model that is here: it goes before any model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,9 @@ def freed_bytes(resident: Resident, holders: Holders) -> int:
     return resident.anonymous_bytes + tensors + shared
 
 
-def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, float, float]:
+def _rank(resident: Resident, holders: Holders, manners: Manners) -> tuple[bool, bool, float, float]:
     value = resident.worth / max(1, freed_bytes(resident, holders)) if manners.order is Order.VALUE else 0.0
-    return (not resident.is_scratch, value, resident.used_s)
+    return (not resident.is_copy, not resident.is_scratch, value, resident.used_s)
 
 
 class _Floors:

@@ -12,7 +12,7 @@ class Entry:
     """Seconds since the epoch."""
     kind: str
     """load · evict · unload · refuse · fail · give_up (nobody waited for the load any more) · import ·
-    forget (it left the disk)"""
+    forget (it left the disk) · prepack · drop_copy (a prepacked copy came or went)"""
     model: str
     reason: str
     took_ms: float | None = None

@@ -23,6 +23,8 @@ class InstanceReading:
     endpoint: str
     instance: str
     models: int
+    copies: int
+    """Prepacked ones, of some of the models."""
     anonymous_bytes: int
     mapped_bytes: int
     anonymous_limit_bytes: int
@@ -146,6 +148,7 @@ def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
 
     return [
         gauge("models_resident", "Models in memory", lambda r: r.models),
+        gauge("prepacked_copies", "Models in memory that have a prepacked copy of their weights", lambda r: r.copies),
         gauge("anonymous_bytes", "Private memory of the instance", lambda r: r.anonymous_bytes),
         gauge("anonymous_limit_bytes", "What of the budget may be private", lambda r: r.anonymous_limit_bytes),
         gauge("mapped_bytes", "Distinct weight bytes of the resident models", lambda r: r.mapped_bytes),

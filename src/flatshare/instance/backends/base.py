@@ -9,6 +9,7 @@ from flatshare.core.call import InferCall, InferResult
 from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
+from flatshare.policy.promote import Trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,37 @@ class LoadedModel(Protocol):
 
     def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         """Answer a call that its signature admits. Raises BadInput, and Abandoned soon after `stop` is set."""
+
+
+class Packable(ABC):
+    """A model that may have a prepacked copy of its weights beside the mapped ones, and use it whenever it can (instance/copies.py).
+
+    Like `RemoteModel` a class to inherit from.
+    """
+
+    __slots__ = ()
+    short_runs: int
+    """How many runs it had, with a copy or without, that a copy makes faster."""
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """What is true of one model's copy is true of those of all models with the same."""
+
+    @abstractmethod
+    def copy_footprint(self) -> Footprint:
+        """What a copy takes, at most."""
+
+    @abstractmethod
+    def make_copy(self) -> Trial:
+        """Make one, try it, and use it from then on. On a thread of its own, while the model runs.
+
+        Raises UnsupportedModel if the engine does not take the architecture, or its answers are other ones.
+        """
+
+    @abstractmethod
+    def drop_copy(self) -> None:
+        """Use it no more; its memory is free when this returns, after the run that may be under way."""
 
 
 class RemoteModel(ABC):

@@ -6,6 +6,7 @@ nothing is copied, and a resident model costs about 0.15 MB of private memory (d
 
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,18 +17,21 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flatshare.core.call import InferCall, InferResult
-from flatshare.core.errors import Abandoned, BadInput
+from flatshare.core.errors import Abandoned, BadInput, UnsupportedModel
 from flatshare.core.ids import Digest
 from flatshare.core.signature import Signature, Task
 from flatshare.core.spec import TOKENS_PER_RUN, ModelManifest, StoredModel
-from flatshare.instance.backends.base import Footprint, StopSign
+from flatshare.instance.backends import prepacked
+from flatshare.instance.backends.base import Footprint, Packable, StopSign
 from flatshare.instance.backends.encoder import Row, TextEncoder
+from flatshare.instance.backends.prepacked import Copier, Copy
 from flatshare.instance.backends.sessions import Architecture, Shrinker, share_one_arena
 from flatshare.instance.backends.tasks.base import TextTask
 from flatshare.instance.backends.tasks.classification import Classification
 from flatshare.instance.backends.tasks.embedding import Embedding
 from flatshare.instance.backends.tasks.ranking import Ranking
 from flatshare.instance.backends.tasks.token_classification import TokenClassification
+from flatshare.policy.promote import Trial
 from flatshare.store.mapping import MapPool
 
 _OWN_BASE_BYTES = 40_000  # of one model's Python and C++ objects: measured, see docs/benchmarks.md
@@ -53,6 +57,7 @@ class MappedBackend:
         self._architectures: weakref.WeakValueDictionary[Digest, Architecture] = weakref.WeakValueDictionary()
         self._tokenizers: weakref.WeakValueDictionary[Digest, TextEncoder] = weakref.WeakValueDictionary()
         self._shrinker = Shrinker()
+        self._copier = Copier()
 
     def footprint(self, stored: StoredModel) -> Footprint:
         manifest = stored.manifest
@@ -66,7 +71,7 @@ class MappedBackend:
     def load(self, stored: StoredModel) -> "MappedModel":
         architecture = self._architecture(stored)
         task = _TASKS[stored.manifest.task](stored.manifest, self._tokenizer(stored))
-        return MappedModel(architecture, task, self._weights(stored, architecture))
+        return MappedModel(architecture, task, self._weights(stored, architecture), self._copier)
 
     def shrink(self) -> None:
         """Give unused arena chunks and freed heap back to the kernel."""
@@ -79,7 +84,7 @@ class MappedBackend:
         with self._lock:
             known = self._architectures.get(stored.manifest.graph)
             if known is None:
-                known = self._architectures[stored.manifest.graph] = Architecture(Path(stored.graph_path).read_bytes())
+                known = self._architectures[stored.manifest.graph] = Architecture(Path(stored.graph_path))
             return known
 
     def _tokenizer(self, stored: StoredModel) -> TextEncoder:
@@ -101,16 +106,19 @@ class MappedBackend:
         return weights
 
 
-class MappedModel:
+class MappedModel(Packable):
     """One model: its weights bound to its architecture's session. Keeps little else, since there are many."""
 
-    __slots__ = ("__weakref__", "_architecture", "_bindings", "_task", "_weights")
+    __slots__ = ("__weakref__", "_architecture", "_bindings", "_copier", "_copy", "_task", "_weights", "short_runs")
 
-    def __init__(self, architecture: Architecture, task: TextTask, weights: list[ort.OrtValue]) -> None:
+    def __init__(self, architecture: Architecture, task: TextTask, weights: list[ort.OrtValue], copier: Copier) -> None:
         self._architecture = architecture
         self._task = task
         self._weights = weights  # the bindings point into them
         self._bindings: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._copier = copier
+        self._copy: Copy | None = None
+        self.short_runs = 0
 
     @property
     def signature(self) -> Signature:
@@ -132,16 +140,76 @@ class MappedModel:
         return InferResult(self._task.answer(call, prepared, outputs), remarks)
 
     def _forward(self, rows: Sequence[Row]) -> NDArray[np.float32]:
-        """The graph's output for rows of equal length. A binding serves one run at a time, so each concurrent run has its own."""
+        """The graph's output for rows of equal length."""
+        feeds = _feeds(rows, self._architecture.run_inputs)
+        if feeds["input_ids"].size <= prepacked.SHORT_TOKENS:
+            self.short_runs += 1
+            copy = self._copy
+            if copy is not None and (output := copy.run(feeds)) is not None:
+                return output
+        return self._forward_mapped(feeds)
+
+    def _forward_mapped(self, feeds: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """A binding serves one run at a time, so each concurrent run has its own."""
         try:
             binding = self._bindings.get_nowait()
         except queue.Empty:
             binding = self._architecture.bind(self._weights)
-        output = self._architecture.run(binding, _feeds(rows, self._architecture.run_inputs))
+        output = self._architecture.run(binding, feeds)
         self._bindings.put(binding)
         return output
 
+    # A prepacked copy.
 
+    @property
+    def architecture(self) -> str:
+        return self._architecture.path.name
+
+    def copy_footprint(self) -> Footprint:
+        sizes = {name: weight.tensor_size_in_bytes() for name, weight in self.named_weights().items()}
+        return Footprint(prepacked.copy_bytes(self._architecture.path, sizes), {"OpenVINO": prepacked.LIBRARY_BYTES})
+
+    def make_copy(self) -> Trial:
+        try:
+            self._copier.prepare()
+            began_s = time.perf_counter()
+            copy = self._copier.copy(self._architecture.path, self.named_weights())
+        except (ImportError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[-1]  # a report of many lines ends with its summary
+            raise UnsupportedModel(f"OpenVINO does not take this graph: {reason}") from error
+        trial = self._try(copy, time.perf_counter() - began_s)
+        self._copy = copy
+        return trial
+
+    def drop_copy(self) -> None:
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            copy.close()
+
+    def named_weights(self) -> dict[str, ort.OrtValue]:
+        """By the graph's names."""
+        return dict(zip(self._architecture.weight_names, self._weights, strict=True))
+
+    def _try(self, copy: Copy, build_s: float) -> Trial:
+        """The quickest of some runs of both, in turns: others work on the same cores. Raises UnsupportedModel if answers differ."""
+        feeds = prepacked.probe(self._architecture.run_inputs)
+        took_s: dict[str, list[float]] = {"mapped": [], "copy": []}
+        for _ in range(_TRIAL_RUNS):
+            began_s = time.perf_counter()
+            expected = self._forward_mapped(feeds)
+            middle_s = time.perf_counter()
+            found = copy.run(feeds)
+            if found is None:
+                raise UnsupportedModel("OpenVINO does not run this graph: the log says why")
+            took_s["mapped"].append(middle_s - began_s)
+            took_s["copy"].append(time.perf_counter() - middle_s)
+            furthest = np.abs(found - expected).max()
+            if not furthest <= _TOLERANCE * max(1.0, np.abs(expected).max()):
+                raise UnsupportedModel(f"the copy answers otherwise than the mapped weights, by up to {furthest:.1e}")
+        return Trial(min(took_s["mapped"]), min(took_s["copy"]), build_s)
+
+
+_TRIAL_RUNS, _TOLERANCE = 8, 1e-4
 _NOTHING = np.empty(0, np.float32)
 
 

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ RUN_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 class Architecture:
     """An ONNX Runtime session whose weights are bound per model."""
 
-    def __init__(self, graph: bytes) -> None:
-        self._session = ort.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._session = ort.InferenceSession(path.read_bytes(), session_options(), providers=["CPUExecutionProvider"])
         names = [value.name for value in self._session.get_inputs()]
         self.weight_names = tuple(name for name in names if name not in RUN_INPUTS)
         self.run_inputs = tuple(name for name in names if name in RUN_INPUTS)
