@@ -5,7 +5,7 @@ Decided by policy/promote.py. One copy is made at a time, into memory that is to
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from flatshare.core.clock import Clock
@@ -61,7 +61,7 @@ class Promoter:
         cache: ModelCache,
         clock: Clock,
         expected_s: Callable[[ModelKey, float], float],
-        guard: Callable[[ModelKey], AbstractAsyncContextManager[None]],
+        guard: Callable[[ModelKey], AbstractAsyncContextManager[None] | None],
     ) -> None:
         self._cache = cache
         self._clock = clock
@@ -140,7 +140,7 @@ class Promoter:
         if victims:
             return True  # what came and went meanwhile is seen at the next look
         try:
-            async with self._guard(PREPACKING):
+            async with self._guard(PREPACKING) or nullcontext():
                 reason = f"{candidate.runs:.0f} short runs within the last minutes"
                 trial = await self._cache.copies.make(resting, footprint, known.trial, reason)
         except (UnsupportedModel, Quarantined) as error:
