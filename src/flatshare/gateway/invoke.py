@@ -129,7 +129,7 @@ class Invoker:
         has_room = self._waiting < self._settings.max_in_flight // 2  # a dead endpoint does not shut the door before the others
         self._waiting += 1
         try:
-            if not has_room or not await self._routes.changed(give_up_s - time.monotonic()):
+            if not has_room or self._routes.routes.stands_by or not await self._routes.changed(give_up_s - time.monotonic()):
                 raise InstanceGone(f"no instance of variant {variant.name} answers at the moment: call again in a few seconds")
         finally:
             self._waiting -= 1
