@@ -67,7 +67,8 @@ async def house(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator
         guard = Guard(security, SystemClock(), region="r", account="1", max_body_bytes=1000)
         key = keys.get(who)
         headers = {} if key is None else {b"authorization": f"Bearer {key.principal.key_id}.{key.secret}".encode()}
-        return Visitor(Entry(guard, AuditLog(tmp_path / "audit"), metrics, SystemClock()), Request("POST", "/", headers, id="1"))
+        request = Request("POST", "/", headers, id="1")
+        return Visitor(Entry(guard, AuditLog(tmp_path / "audit"), metrics, SystemClock()), request.id, lambda: request)
 
     made = House(routes, names, visit, targets)
     async with AsyncExitStack() as stack:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -73,13 +74,21 @@ class TestBoard:
         board.close()
 
 
+def guard_of(quarantine: Quarantine, suspect: ModelKey) -> AbstractAsyncContextManager[None]:
+    guard = quarantine.guard(suspect)
+    assert guard is not None
+    return guard
+
+
 class TestQuarantine:
     def quarantine(self, folder: Path, clock: ManualClock | None = None) -> Quarantine:
         return Quarantine(folder, "name", clock or ManualClock())
 
     async def visit(self, quarantine: Quarantine, key: ModelKey) -> None:
-        async with quarantine.guard(key):
-            pass
+        guard = quarantine.guard(key)
+        if guard is not None:
+            async with guard:
+                pass
 
     async def test_a_suspect_is_cleared_by_a_run_that_ends(self, tmp_path: Path) -> None:
         die(tmp_path, POISON, OTHER)
@@ -87,7 +96,7 @@ class TestQuarantine:
         assert set(quarantine.records()) == {POISON, OTHER}
         await self.visit(quarantine, OTHER)
         with pytest.raises(BadInput):
-            async with quarantine.guard(POISON):
+            async with guard_of(quarantine, POISON):
                 raise BadInput("an error is no crash")
         assert quarantine.records() == {}
         assert self.quarantine(tmp_path).records() == {}
@@ -95,7 +104,7 @@ class TestQuarantine:
     async def test_suspects_run_one_at_a_time_and_others_as_they_like(self, tmp_path: Path) -> None:
         die(tmp_path, POISON, OTHER)
         quarantine = self.quarantine(tmp_path)
-        async with quarantine.guard(POISON):
+        async with guard_of(quarantine, POISON):
             other = asyncio.create_task(self.visit(quarantine, OTHER))
             await self.visit(quarantine, ModelKey("unsuspected"))
             await asyncio.sleep(0)

@@ -92,6 +92,24 @@ async def test_one_who_leaves_while_its_run_goes_on_keeps_its_place_until_it_is_
     bench.close()
 
 
+async def test_a_lone_caller_is_served_by_one_worker() -> None:
+    bench, threads = Workbench(3, waiting(5)), set[int]()
+    for _ in range(20):
+        await bench.run(lambda: threads.add(threading.get_ident()))
+        await until_idle(bench, 3)
+    assert len(threads) == 1, "the others' caches are left alone"
+    bench.close()
+
+
+async def test_no_job_waits_while_a_worker_is_idle() -> None:
+    bench, gate, all_run = Workbench(3, waiting(5)), threading.Event(), threading.Barrier(2, timeout=10)
+    first = asyncio.create_task(bench.run(gate.wait))
+    await asyncio.gather(*(bench.run(all_run.wait) for _ in range(2)))
+    gate.set()
+    assert (await first).result
+    bench.close()
+
+
 class TestFairness:
     async def test_a_guest_is_served_before_the_flood_that_came_first(self) -> None:
         bench, gate, order = Workbench(1, waiting(100)), threading.Event(), list[str]()
@@ -132,6 +150,13 @@ class TestFairness:
         assert bench.waiting_by_tenant() == {A: 3}
         gate.set()
         await asyncio.gather(*long)
+        bench.close()
+
+    async def test_a_long_run_that_had_to_wait_has_its_turn_when_no_short_ones_come(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("flatshare.instance.workbench._KEEP_FOR_SHORT_S", 0.05)
+        bench, both = Workbench(2, waiting(100)), threading.Barrier(2, timeout=10)
+        await bench.run(lambda: 1, ticket=Ticket(B))
+        await asyncio.gather(*(bench.run(both.wait, ticket=Ticket(A, run_s=5.0)) for _ in range(2)))
         bench.close()
 
     async def test_with_nobody_else_about_long_runs_take_all_workers(self) -> None:
@@ -304,6 +329,12 @@ class Counting:
 async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:
     async with asyncio.timeout(10):
         while bench.waiting_by_tenant().get(tenant, 0) != count:  # noqa: ASYNC110  # a thread takes from the queue, which has no event
+            await asyncio.sleep(0)
+
+
+async def until_idle(bench: Workbench, workers: int) -> None:
+    async with asyncio.timeout(10):
+        while len(bench._idle) != workers:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0)
 
 

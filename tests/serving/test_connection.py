@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -12,6 +13,10 @@ import pytest
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, Most
 from flatshare.wire.http import TOO_LARGE, Reply, Request
+
+
+class _Reply(Reply):
+    """One that can be watched."""
 
 
 @dataclass
@@ -24,6 +29,7 @@ class House:
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
     server: HandlerServer | None = None
+    last_reply: Callable[[], Reply | None] = lambda: None
 
     async def handle(self, request: Request) -> Reply:
         self.requests.append(request)
@@ -38,7 +44,9 @@ class House:
             raise RuntimeError("a bug")
         if request.path == "/large":
             return Reply(200, bytes(50_000_000))
-        return Reply(200, request.body or b"nothing", b"text/plain", [(b"x-path", request.path.encode())])
+        reply = _Reply(200, request.body or b"nothing", b"text/plain", [(b"x-path", request.path.encode())])
+        self.last_reply = weakref.ref(reply)
+        return reply
 
 
 @asynccontextmanager
@@ -92,6 +100,15 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
             c.writer.write(b"POST /a%20b?x=1 HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\n" + body)
             assert (await c.answer())[::2] == (200, body)
         assert [(r.method, r.path, r.query) for r in built.requests] == [("POST", "/a b", b"x=1")] * 2
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_answer() -> None:
+    async with house() as built, caller(built) as c:
+        c.writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await c.answer()
+        async with asyncio.timeout(10):
+            while built.last_reply() is not None:  # noqa: ASYNC110  # the answer goes out before its task has come to rest
+                await asyncio.sleep(0)
 
 
 async def test_a_caller_who_answers_at_once_is_never_forgotten() -> None:

@@ -29,7 +29,7 @@ from flatshare.bench.complete import KEYSTROKE_TOKENS, write_tuned
 from flatshare.bench.flan import write_flan
 from flatshare.bench.heads import write_heads
 from flatshare.bench.numbers import median
-from flatshare.bench.server import ENDPOINT, RunningServer, start_server
+from flatshare.bench.server import ENDPOINT, MAPPED_ONLY, RunningServer, start_server
 from flatshare.bench.slow_store import BUCKET, SlowStore, slow_store
 from flatshare.bench.story import ROOMY, Results, Steps
 from flatshare.bench.tenants import Tenant, base_checkpoint, text_of, write_tenants
@@ -61,8 +61,8 @@ class Series:
 
 PLAIN = Series(
     "plain",
-    """[memory]
-order = "lru"
+    MAPPED_ONLY
+    + """order = "lru"
 tenant_pattern = "()"
 [queue]
 max_waiting_per_tenant = 512
@@ -72,7 +72,7 @@ prefetch_every_s = 1e9
 """,
     has_deadlines=False,
 )
-SERIES = (PLAIN, Series("lru", '[memory]\norder = "lru"\n', has_deadlines=True), Series("value", "", has_deadlines=True))
+SERIES = (PLAIN, Series("lru", MAPPED_ONLY + 'order = "lru"\n', has_deadlines=True), Series("value", MAPPED_ONLY, has_deadlines=True))
 
 
 @dataclass(frozen=True, slots=True)

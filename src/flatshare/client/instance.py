@@ -127,10 +127,10 @@ class _Connection(asyncio.Protocol):
     def is_idle(self) -> bool:
         return self._waiting is None and (self.body is None or self.body.is_complete)
 
-    async def exchange(self, message: bytes, deadline_s: float, streamed: Streamed | None = None) -> Reply:
+    def exchange(self, message: bytes, deadline_s: float, streamed: Streamed | None = None) -> asyncio.Future[Reply]:
+        """To be awaited."""
         assert self._transport is not None, "used before it was connected. This is a bug."
         assert self._waiting is None, "two exchanges on one connection. This is a bug."
-        self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body, self.has_answer_begun = [], [], False
         self._streamed, self.body = streamed, None
         loop = asyncio.get_running_loop()
@@ -139,8 +139,7 @@ class _Connection(asyncio.Protocol):
         if self._alarm is None or self._alarm.when() > deadline_s:
             self._set_alarm(loop)
         self._transport.write(message)
-        reply: Reply = await waiting
-        return reply
+        return waiting
 
     def abort(self) -> None:
         if self._transport is not None:

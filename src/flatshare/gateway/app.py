@@ -78,6 +78,8 @@ class FrontDoor:
         request.id = next(self._request_ids)
         CURRENT_REQUEST.set(request.id)
         try:
+            if not self._readiness.has_started and request.path not in _PROBES:
+                await self._readiness.until_started()
             reply = await self._route(request)
         except FlatshareError as error:
             reply = _refusal(request, error)
@@ -90,20 +92,19 @@ class FrontDoor:
             )
         return self._stamped(reply, request)
 
-    async def _route(self, request: Request) -> Reply:
-        if not self._readiness.has_started and request.path not in _PROBES:
-            await self._readiness.until_started()
+    def _route(self, request: Request) -> Awaitable[Reply]:
         if request.path == "/v2" or request.path.startswith("/v2/"):
-            return await self._open_inference.handle(request)
+            return self._open_inference.handle(request)
         if request.path.startswith(openai.PREFIX):
-            return await self._open_ai.handle(request)
+            return self._open_ai.handle(request)
         invocation = sagemaker.parse_invocation(request)
         if invocation is not None:
-            self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
-            return await self._runtime.invoke(invocation)
+            if not self._entry.guard.is_open:
+                self._entry.admit(request, _RUNTIME, asks.of_invocation(invocation))
+            return self._runtime.invoke(invocation)
         if request.method == "POST" and request.path == "/":
-            return await self._control_call(request)
-        return await self._own_page(request)
+            return self._control_call(request)
+        return self._own_page(request)
 
     async def _own_page(self, request: Request) -> Reply:
         if request.method == "GET" and request.path == "/flatshare/explain":

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -38,6 +38,7 @@ from flatshare.wire.http import REQUEST_ID, Reply
 log = get_logger("gateway")
 OF_THE_MODEL = (BadInput, BadPackage, NeverFits, ModelFailed, TooSlow)
 """Errors of an instance that the model, its artifact or its input caused; the others are the platform's."""
+_NOBODY_YET: frozenset[InstanceId] = frozenset()
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
 _DEADLINE = container.DEADLINE_MS.encode()
 _PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
@@ -92,11 +93,11 @@ class Invoker:
         """For the time that a request is under way. Entering raises Overloaded."""
         return self._admission
 
-    async def ask(self, call: ModelCall) -> Answer:
+    def ask(self, call: ModelCall) -> Awaitable[Answer]:
         """What a model says. A target model with a label, such as `acme/intent@live`, is looked up first."""
-        if "@" not in call.target:
-            return await self._send(call)
+        return self._send(call) if "@" not in call.target else self._ask_labelled(call)
 
+    async def _ask_labelled(self, call: ModelCall) -> Answer:
         async def ask_artifact(target: TargetModel) -> Answer:
             return await self._send(call if target == call.target else replace(call, target=target))
 
@@ -104,7 +105,7 @@ class Invoker:
 
     async def _send(self, call: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
-        point, tried = random.random(), frozenset[InstanceId]()  # noqa: S311  # a split of traffic, not a secret
+        point, tried = random.random(), _NOBODY_YET  # noqa: S311  # a split of traffic, not a secret
         asked_s = time.monotonic()
         while True:
             variant = self._routes.variant(self._routes.endpoint(call.endpoint), call.variant, point)

@@ -75,16 +75,16 @@ class InstanceApp:
             log.exception("request_failed", path=request.path)
             return container.error_reply(500, "InternalFailure", f"the model failed: {type(error).__name__}: {error}")
 
-    async def _route(self, request: Request) -> Reply:
+    def _route(self, request: Request) -> Awaitable[Reply]:
         path = _PATH.fullmatch(request.path)
         if path is not None and path["action"] == "/invoke" and request.method == "POST":  # first, since nearly all are
-            return await self._server.invoke(ModelKey(path["key"]), container.parse_source(request), request)
+            return self._server.invoke(ModelKey(path["key"]), container.parse_source(request), request)
         if path is None:
             handler = self._fixed.get((request.method, request.path))
             if handler is None:
                 raise BadInput(f"{request.method} {request.path} is not part of the container contract")
-            return await handler(request)
-        return await self._route_model(ModelKey(path["key"]), path["action"], request)
+            return handler(request)
+        return self._route_model(ModelKey(path["key"]), path["action"], request)
 
     async def _route_model(self, key: ModelKey, action: str | None, request: Request) -> Reply:
         reply = Reply(200)

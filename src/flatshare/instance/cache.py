@@ -27,13 +27,13 @@ from flatshare.instance.finding import Finder, Found
 from flatshare.instance.holding import Holding, Lease, Loaded, Resting
 from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, would_be_late
 from flatshare.instance.loading import Loader
+from flatshare.instance.recheck import Recheck
 from flatshare.instance.room import Held, ResidentInfo, Room
 from flatshare.policy.loads import Start
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("cache")
-_RECHECK_FAILED_S = 300.0
 PLAIN_SHARING = SharingSettings()
 
 
@@ -61,15 +61,14 @@ class ModelCache:
         self._clock = clock
         self._journal = journal
         self._patience_s = patience_s
-        self._recheck_s = recheck_s
         self._entries: dict[ModelKey, Holding] = {}
         self._departing: dict[ModelKey, asyncio.Task[None]] = {}
-        self._recheck_task: asyncio.Task[None] | None = None  # one at a time, so that a slow store delays nothing else
         self._sharing = sharing
         self._loads = Loads(sharing.queue, sharing.disk.parallel_fetches)
         self.demand = DemandBook(clock)
         self.room = Room(self, books, self.demand, sharing, clock.monotonic_s, patience_s=patience_s)
         self.copies = Copies(books, clock, journal, board, self.room.changed.set)
+        self._recheck = Recheck(recheck_s, clock, self._find, replace=self._outdated, failed=self._unchecked)
         self._loader = Loader(backend, finder, books, threads, board, self.is_quiet)
 
     @asynccontextmanager
@@ -95,10 +94,8 @@ class ModelCache:
             entry = self._begin_by(key, source, deadline_s)
         elif is_cold:
             self._join(key, entry, deadline_s)
-        elif self._recheck_task is None and entry.is_loaded and asked_s - entry.checked_s > self._recheck_s:
-            self._recheck_task = asyncio.get_running_loop().create_task(self._recheck(key, entry))
-            self._recheck_task.add_done_callback(self._end_recheck)
-        if not is_cold:
+        else:
+            self._recheck.if_due(key, entry, asked_s)
             loaded = entry.ready.result()
             entry.leases += 1
             self._loader.activity += 1
@@ -255,7 +252,7 @@ class ModelCache:
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
-        found = await self._finder.find(source, self._digests_in_use(), urgency)
+        found = await self._find(source, urgency)
         reservation = self._loader.reservation(found.stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
@@ -298,28 +295,17 @@ class ModelCache:
         others = (entry for key, entry in self._entries.items() if key != but)
         return not self._departing and not any(entry.leases or not entry.ready.done() for entry in others)
 
-    # Keeping up with artifacts.
+    # Keeping up with artifacts (instance/recheck.py).
 
-    async def _recheck(self, key: ModelKey, entry: Holding) -> None:
-        """Has the artifact changed? Then the new version is imported while the old one serves, and the next request loads it.
+    async def _find(self, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Found:
+        return await self._finder.find(source, self._digests_in_use(), urgency)
 
-        An artifact that is gone, broken or out of reach changes nothing: what is in memory goes on serving.
-        """
-        started_s, before = self._clock.monotonic_s(), entry.ready.result().digest
-        try:
-            stored = (await self._finder.find(entry.source, self._digests_in_use())).stored
-        except FlatshareError as error:
-            entry.checked_s = self._clock.monotonic_s() + _RECHECK_FAILED_S
-            self._note("recheck", entry.source.uri, f"goes on with {before[:12]}: {error}", started_s)
-            return
-        entry.checked_s = self._clock.monotonic_s()
-        if stored.manifest.digest != before and self._entries.get(key) is entry:
-            self._begin_removal(key, "replace", "replaced", f"the artifact changed: {before[:12]} → {stored.manifest.digest[:12]}")
+    def _outdated(self, key: ModelKey, entry: Holding, reason: str) -> None:
+        if self._entries.get(key) is entry:
+            self._begin_removal(key, "replace", "replaced", reason)
 
-    def _end_recheck(self, done: asyncio.Task[None]) -> None:
-        self._recheck_task = None
-        if not done.cancelled() and done.exception() is not None:
-            log.error("recheck_failed", exc_info=done.exception())
+    def _unchecked(self, entry: Holding, reason: str, started_s: float) -> None:
+        self._note("recheck", entry.source.uri, reason, started_s)
 
     # Prepacked copies (instance/promote.py).
 

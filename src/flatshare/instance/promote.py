@@ -5,7 +5,7 @@ Decided by policy/promote.py. One copy is made at a time, into memory that is to
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from flatshare.core.clock import Clock
@@ -64,7 +64,7 @@ class Promoter:
         cache: ModelCache,
         clock: Clock,
         expected_s: Callable[[ModelKey, float], float],
-        guard: Callable[[ModelKey], AbstractAsyncContextManager[None]],
+        guard: Callable[[ModelKey], AbstractAsyncContextManager[None] | None],
     ) -> None:
         self._cache = cache
         self._clock = clock
@@ -154,7 +154,7 @@ class Promoter:
         if victims:
             return True  # what came and went meanwhile is seen at the next look
         try:
-            async with self._guard(PREPACKING):
+            async with self._guard(PREPACKING) or nullcontext():
                 if self._cache.holds(resting):
                     await self._try(candidate, resting, footprint)
         except (UnsupportedModel, Quarantined) as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,8 +17,6 @@ from flatshare.policy.quarantine import Record
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("quarantine")
-_FREE = nullcontext()
-"""Around a model that nobody suspects."""
 
 
 class Quarantine:
@@ -36,10 +34,10 @@ class Quarantine:
         if self._records:
             self._write()
 
-    def guard(self, key: ModelKey) -> AbstractAsyncContextManager[None]:
-        """Around all that is done with the model. Raises Quarantined if it is shut out."""
+    def guard(self, key: ModelKey) -> AbstractAsyncContextManager[None] | None:
+        """Around all that is done with the model; None if nobody suspects it. Raises Quarantined if it is shut out."""
         record = self._records.get(key)
-        return _FREE if record is None else self._guarded(key, record)
+        return None if record is None else self._guarded(key, record)
 
     @asynccontextmanager
     async def _guarded(self, key: ModelKey, record: Record) -> AsyncIterator[None]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,14 +21,15 @@ from flatshare.instance.workbench import Workbench
 from flatshare.wire import container, infer
 from flatshare.wire.http import Outlet, Reply, Request
 
-Guard = Callable[[ModelKey], AbstractAsyncContextManager[None]]
+Guard = Callable[[ModelKey], AbstractAsyncContextManager[None] | None]
+"""Around all that is done with a model; None for one that may be run without."""
 
 
 class Server:
     """The journey of one request through an instance."""
 
     def __init__(
-        self, cache: ModelCache, workbench: Workbench, sharing: SharingSettings = PLAIN_SHARING, guard: Guard = lambda _: nullcontext()
+        self, cache: ModelCache, workbench: Workbench, sharing: SharingSettings = PLAIN_SHARING, guard: Guard = lambda _: None
     ) -> None:
         self._cache = cache
         self._workbench = workbench
@@ -41,15 +42,17 @@ class Server:
         try:
             deadline_s = self._deadline_s(request)
             asked = infer.parse(request.header("content-type"), request.body).for_version(request.header(container.MODEL_VERSION))
-            await ride.pass_guard(self._guard(key))
+            if (guard := self._guard(key)) is not None:
+                await ride.pass_guard(guard)
             lease = ride.lease = await self._cache.borrow(key, source, deadline_s)
-            _signature(lease.model, asked.call.version).require(asked.call)
+            signature = _signature(lease.model, asked.call.version)
+            signature.require(asked.call)
             name = request.header(container.TARGET_MODEL, key)
             if isinstance(lease.model, GeneratingModel):
                 return await self._write(_Writing(lease, lease.model, asked, name, deadline_s), request, ride)
             if isinstance(lease.model, RemoteModel):
                 return await self._ask_remote(_Asking(lease, lease.model, asked, name, deadline_s), request, ride)
-            answer = _Answer(lease, lease.model.signature.task, asked, name, request.outlet)
+            answer = _Answer(lease, signature.task, asked, name, request.outlet)
             await self._workbench.infer(lease.model, key, asked.call, lease.tenant, deadline_s, answer.deliver)
             return answer.reply
         finally:
@@ -141,8 +144,9 @@ def _signature(model: LoadedModel | RemoteModel, version: str) -> Signature:
     """Raises UnknownTarget for a version that is not served."""
     if isinstance(model, RemoteModel):
         return model.signature_of(version)
-    model.signature.require_version(version)
-    return model.signature
+    signature = model.signature
+    signature.require_version(version)
+    return signature
 
 
 def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:

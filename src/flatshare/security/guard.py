@@ -57,6 +57,11 @@ class Guard:
         """Of keys with a rate: as many as there are such keys."""
 
     @property
+    def is_open(self) -> bool:
+        """Nobody is asked who it is, and everybody may do everything."""
+        return self._keys is None
+
+    @property
     def key_count(self) -> int:
         return 0 if self._keys is None else self._keys.count
 

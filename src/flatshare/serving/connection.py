@@ -84,7 +84,9 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._arrived: deque[_Arrival] = deque()
-        self._handling: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
+        self._next: asyncio.Future[_Arrival] | None = None
+        self._is_handling = False
         self._is_writable = asyncio.Event()
         self._is_writable.set()
         self._closes_after_reply = False
@@ -101,7 +103,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_busy(self) -> bool:
-        return self._is_receiving or self._handling is not None
+        return self._is_receiving or self._is_handling
 
     def close_when_idle(self) -> None:
         """Answer what is under way, then close."""
@@ -116,7 +118,7 @@ class Connection(asyncio.Protocol):
     def enforce(self, now_s: float) -> None:
         """Hang up on a caller who takes too long to send, to read, or to come back."""
         waited_s = now_s - self.since_s
-        if self._handling is not None:
+        if self._is_handling:
             if not self._is_writable.is_set() and waited_s > self._bounds.send_s:
                 self.abort()
         elif self._is_receiving:
@@ -143,8 +145,8 @@ class Connection(asyncio.Protocol):
         self._is_writable.set()
         if self._outlet is not None:
             self._outlet.close()
-        if self._handling is not None:
-            self._handling.cancel()
+        if self._answering is not None:
+            self._answering.cancel()
 
     def pause_writing(self) -> None:
         self._is_writable.clear()
@@ -176,7 +178,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._begin()
         self._is_receiving = True
-        if self._handling is None:
+        if not self._is_handling:
             self.since_s = self._loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -201,7 +203,7 @@ class Connection(asyncio.Protocol):
         self._is_in_head = False
         self._head_bytes = 0
         self._headers.pop(TOO_LARGE, None)
-        is_next = self._handling is None  # else the answer to the one before may be half out
+        is_next = not self._is_handling  # else the answer to the one before may be half out
         if is_next and self._headers.get(b"expect", b"").lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -225,13 +227,19 @@ class Connection(asyncio.Protocol):
         self._is_receiving = False
         self._is_in_head = True
         arrival = _Arrival(self._request(), self._parser.should_keep_alive(), self._parser.get_http_version() != "1.0")
-        if self._handling is not None:
+        if self._is_handling:
             self._arrived.append(arrival)
             if len(self._arrived) > self._bounds.max_pipelined:
                 self.abort()  # an answer in between would be taken for that to the first of them
             return
-        self._handling = self._loop.create_task(self._answer(arrival))
-        self._handling.add_done_callback(self._settle)
+        self._is_handling = True
+        if self._can_overtake(arrival):
+            arrival.request.outlet = self
+        if self._next is not None:
+            self._next.set_result(arrival)
+        else:
+            self._answering = self._loop.create_task(self._answer(arrival))
+            self._answering.add_done_callback(self._settle)
 
     # What the thread that has an answer calls.
 
@@ -257,11 +265,9 @@ class Connection(asyncio.Protocol):
         decoded = unquote_to_bytes(path).decode("utf-8", "replace") if b"%" in path else path.decode("latin-1")
         return Request(self._parser.get_method().decode(), decoded, self._headers, body, query, path, self.peer)
 
-    async def _answer(self, arrival: _Arrival | None) -> None:
-        """Answer a request, and those that arrived meanwhile, in order."""
-        if arrival is not None and self._can_overtake(arrival):
-            arrival.request.outlet = self
-        while arrival is not None:
+    async def _answer(self, arrival: _Arrival) -> None:
+        """Answer the requests of this connection in order, as they come. To make a task for each would touch more than to parse it."""
+        while True:
             held_bytes = len(arrival.request.body)
             reply = await self._handler(arrival.request)
             self._let_go(held_bytes)
@@ -279,8 +285,8 @@ class Connection(asyncio.Protocol):
             if closes and self._transport is not None:
                 self._transport.close()
                 return
-            arrival = self._arrived.popleft() if self._arrived else None
-        self._rest()  # at once: whoever reads our answer may send the next request before this task counts as done
+            del arrival, reply  # an idle connection keeps nothing
+            arrival = self._arrived.popleft() if self._arrived else await self._rest()
 
     def _can_overtake(self, arrival: _Arrival) -> bool:
         """Whether a thread may send the answer: only if nothing of an earlier one is left to be written."""
@@ -293,13 +299,15 @@ class Connection(asyncio.Protocol):
         self._held_bytes -= count
         self._registry.can_hold(-count)
 
-    def _rest(self) -> None:
-        """Back to idle."""
-        self._handling = None
+    def _rest(self) -> "asyncio.Future[_Arrival]":
+        """Back to idle, at once: whoever reads our answer may send the next request already. That one is the result."""
+        self._is_handling = False
+        self._next = self._loop.create_future()
         self.since_s = self._loop.time()
         if self._is_paused and self._transport is not None and not self._transport.is_closing():
             self._is_paused = False
             self._transport.resume_reading()
+        return self._next
 
     def _settle(self, done: asyncio.Task[None]) -> None:
         """A handler that failed to answer has a bug, and its caller must not wait for ever."""
@@ -341,7 +349,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, reason: bytes) -> None:
         """An answer below the level of any protocol, and the end of the connection."""
-        if self._handling is None:
+        if not self._is_handling:
             request_id = str(uuid4())
             log.debug("refused", status=status, reason=reason.decode("latin-1"), peer=self.peer, request_id=request_id)
             self._write(Reply(status, reason + b"\n", b"text/plain", [(REQUEST_ID, request_id.encode())]), is_head=False, closes=True)

@@ -6,8 +6,7 @@ its environment when it is imported.
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -38,14 +37,46 @@ class Refusal(Exception):
         self.trailers = trailers
 
 
-@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, as far as the connection and the request's metadata tell."""
+    """Who sent a request, as far as the connection and the request's metadata tell. Found out only if somebody asks."""
 
-    metadata: dict[bytes, bytes]
-    """Names are lower case."""
-    peer: str
-    """The address that it came from."""
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """Names are lower case."""
+        pairs = self._context.invocation_metadata()
+        return {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in pairs}
+
+    @property
+    def peer(self) -> str:
+        """The address that it came from."""
+        return unquote(self._context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")
+
+
+class UnderWay:
+    """The calls that are being answered. No generator's context: every request passes it."""
+
+    __slots__ = ("_told_to_stop", "count", "emptied")
+
+    def __init__(self, told_to_stop: asyncio.Event) -> None:
+        self._told_to_stop = told_to_stop
+        self.count = 0
+        self.emptied = asyncio.Event()
+
+    def __enter__(self) -> None:
+        """Raises Refusal once the server stops."""
+        if self._told_to_stop.is_set():
+            raise Refusal("UNAVAILABLE", "the server stops: call again, another one may answer", ())
+        self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.count -= 1
+        if self.count == 0:
+            self.emptied.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +120,7 @@ class RpcServer:
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.name, handlers),))
         self._drain_s = drain_s
         self._told_to_stop = asyncio.Event()
-        self._under_way = 0
-        self._emptied = asyncio.Event()
+        self._under_way = UnderWay(self._told_to_stop)
 
     async def listen_on_port(self, host: str, port: int, certificate: Certificate | None) -> int:
         """Take the port; the port that it became. Raises PortInUse."""
@@ -118,26 +148,13 @@ class RpcServer:
         await self._told_to_stop.wait()
         try:
             async with asyncio.timeout(self._drain_s):
-                while self._under_way:
-                    self._emptied.clear()
-                    await self._emptied.wait()
+                while self._under_way.count:
+                    self._under_way.emptied.clear()
+                    await self._under_way.emptied.wait()
                     await asyncio.sleep(_LINGER_S)
         except TimeoutError:
-            log.warning("drain_time_over", cut_off=self._under_way)
+            log.warning("drain_time_over", cut_off=self._under_way.count)
         await self._server.stop(0)
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """Raises Refusal once the server stops."""
-        if self._told_to_stop.is_set():
-            raise Refusal("UNAVAILABLE", "the server stops: call again, another one may answer", ())
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if self._under_way == 0:
-                self._emptied.set()
 
     def _handler(self, method: Unary | Streaming) -> Any:
         serializer = method.response.SerializeToString
@@ -148,8 +165,8 @@ class RpcServer:
     def _answering(self, method: Unary) -> Callable[[bytes, Any], Awaitable[Any]]:
         async def handle(message: bytes, context: Any) -> Any:
             try:
-                with self._counted():
-                    return await method.answer(_decoded(method.request, message), _caller(context))
+                with self._under_way:
+                    return await method.answer(_decoded(method.request, message), Caller(context))
             except Refusal as refusal:
                 refused = refusal
             return await _abort(context, refused)
@@ -159,8 +176,8 @@ class RpcServer:
     def _answering_stream(self, method: Streaming) -> Callable[[AsyncIterator[bytes], Any], AsyncIterator[Any]]:
         async def handle(messages: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
             try:
-                with self._counted():
-                    async for message in method.answer((_decoded(method.request, m) async for m in messages), _caller(context)):
+                with self._under_way:
+                    async for message in method.answer((_decoded(method.request, m) async for m in messages), Caller(context)):
                         yield message
                     return
             except Refusal as refusal:
@@ -185,11 +202,6 @@ def _decoded(kind: Any, message: bytes) -> Any:
         return kind.FromString(message)
     except DecodeError as error:
         raise Refusal("INVALID_ARGUMENT", f"the request is no {kind.DESCRIPTOR.full_name}", ()) from error
-
-
-def _caller(context: Any) -> Caller:
-    metadata = {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in context.invocation_metadata()}
-    return Caller(metadata, unquote(context.peer()).partition(":")[2].rpartition(":")[0].strip("[]"))
 
 
 async def _abort(context: Any, refusal: Refusal) -> NoReturn:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -17,6 +18,7 @@ _FAMILIES: Mapping[str, type[_Family]] = {
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
+_M = TypeVar("_M", Counter, Histogram)
 UNKNOWN = "unknown"
 """Stands for every endpoint that is not in service: a caller cannot make label values."""
 
@@ -70,19 +72,26 @@ class GatewayMetrics:
         self.disk_bytes = Gauge("flatshare_disk_bytes", "Imported models on disk", registry=registry)
         self.disk_limit_bytes = Gauge("flatshare_disk_limit_bytes", "Disk budget of imported models", registry=registry)
         self._gauges = _instance_gauges(registry)
-        self._endpoints: set[str] = set()
+        self._endpoints: dict[str, dict[object, Any]] = {}
 
     def answered(self, endpoint: str, status: int, seconds: float, phases_s: Mapping[str, float]) -> None:
         """One InvokeEndpoint call; `phases_s` says how long it queued, loaded and ran, as far as it came."""
-        self._endpoints.add(endpoint)
-        self._requests.labels(endpoint, str(status)).inc()
-        self._seconds.labels(endpoint).observe(seconds)
+        self._of(self._requests, endpoint, str(status)).inc()
+        self._of(self._seconds, endpoint).observe(seconds)
         for phase, phase_s in phases_s.items():
-            self._phases.labels(endpoint, phase).observe(phase_s)
+            self._of(self._phases, endpoint, phase).observe(phase_s)
         if phases_s:
-            self._phases.labels(endpoint, "overhead").observe(max(0.0, seconds - sum(phases_s.values())))
+            self._of(self._phases, endpoint, "overhead").observe(max(0.0, seconds - sum(phases_s.values())))
         if "load" in phases_s:
-            self._cold.labels(endpoint).observe(phases_s["load"])
+            self._of(self._cold, endpoint).observe(phases_s["load"])
+
+    def _of(self, metric: _M, endpoint: str, *more: str) -> _M:
+        """The one series with these labels, looked up once: the library's search takes longer than the count that it is for."""
+        known = self._endpoints.setdefault(endpoint, {})
+        found: _M | None = known.get((metric, more))
+        if found is None:
+            found = known[metric, more] = metric.labels(endpoint, *more)
+        return found
 
     def failed(self, code: str) -> None:
         """An answer with this error code went out, on any road."""
@@ -94,10 +103,10 @@ class GatewayMetrics:
 
     def render(self, readings: list[InstanceReading], endpoints: Collection[str]) -> bytes:
         """The exposition text, with the instances as they are now. What is told of endpoints other than `endpoints` is dropped."""
-        for gone in self._endpoints - {*endpoints, UNKNOWN}:
+        for gone in self._endpoints.keys() - {*endpoints, UNKNOWN}:
             for metric in (self._requests, self._seconds, self._phases, self._cold):
                 metric.remove_by_labels({"endpoint": gone})
-            self._endpoints.discard(gone)
+            del self._endpoints[gone]
         for gauge in self._gauges:
             gauge.show(readings)
         return generate_latest(self.registry) + generate_latest(_ModelMetrics(readings))

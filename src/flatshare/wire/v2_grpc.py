@@ -39,7 +39,7 @@ def parse(request: Any) -> V2Message:
         raise BadInput(f"raw_input_contents has {len(tails)} entries for {len(request.inputs)} inputs: send all inputs raw, or none")
     inputs = []
     for index, item in enumerate(request.inputs):
-        parameters = scalars(item.parameters)
+        parameters = scalars(item.parameters) if item.parameters else {}
         if "shared_memory_region" in parameters:
             raise Unsupported("tensors in shared memory are not supported: send them in the request")
         if index == len(tails):

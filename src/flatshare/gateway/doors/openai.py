@@ -79,7 +79,7 @@ class OpenAIDoor:
 
     async def _models(self, request: Request) -> Reply:
         """Those that the caller may call; one with parts by the name of each part."""
-        visitor = Visitor(self._entry, request)
+        visitor = Visitor(self._entry, request.id, lambda: request)
         names = []
         for releases in self._routes.versions.known():
             live = releases.aliases.get(LIVE)
@@ -112,7 +112,7 @@ class OpenAIDoor:
         releases = self._routes.versions.find(named.model)
         target = labelled_target(named.model, named.label, named.part)
         endpoint = EndpointName("") if releases is None else releases.endpoint
-        Visitor(self._entry, request).require(asks.INVOKE, endpoint, target)
+        Visitor(self._entry, request.id, lambda: request).require(asks.INVOKE, endpoint, target)
         if releases is None or releases.resolve(named.label, named.part, 1.0) is None:
             parts = sorted({part for version in releases.versions for part in version.targets if part}) if releases else []
             hint = f"it has the parts {', '.join(parts)}" if parts else "deploy it with 'flatshare deploy PACKAGE'"

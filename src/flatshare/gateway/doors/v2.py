@@ -1,7 +1,7 @@
 """What the Open Inference Protocol asks of the server, whether over HTTP or gRPC: the two doors only translate."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +54,8 @@ class OpenInference:
         self._entry = entry
         self.readiness = readiness
 
-    def visitor(self, request: Request) -> Visitor:
-        return Visitor(self._entry, request)
+    def visitor(self, request_id: str, request: Callable[[], Request]) -> Visitor:
+        return Visitor(self._entry, request_id, request)
 
     def failed(self, error: BaseException) -> None:
         """An error goes out to a caller."""

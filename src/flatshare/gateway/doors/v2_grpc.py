@@ -59,7 +59,7 @@ class V2GrpcDoor:
         async def handle(message: Any, caller: Caller) -> Any:
             visitor = self._visitor(method, caller)
             try:
-                if request not in _PROBES:
+                if not self._core.readiness.has_started and request not in _PROBES:
                     await self._core.readiness.until_started()
                 return await answer(message, visitor)
             except FlatshareError as error:
@@ -74,9 +74,11 @@ class V2GrpcDoor:
 
     def _visitor(self, method: str, caller: Caller) -> Visitor:
         """The caller, asked who it is by the same form as over HTTP."""
-        request = Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=next(self._request_ids))
-        CURRENT_REQUEST.set(request.id)
-        return self._core.visitor(request)
+        request_id = next(self._request_ids)
+        CURRENT_REQUEST.set(request_id)
+        return self._core.visitor(
+            request_id, lambda: Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=request_id)
+        )
 
     async def _infer(self, request: Any, visitor: Visitor) -> Any:
         message = v2_grpc.parse(request)

@@ -42,7 +42,7 @@ class V2HttpDoor:
     async def handle(self, request: Request) -> Reply:
         """Always a reply, in the protocol's form."""
         try:
-            return await self._route(request, self._core.visitor(request))
+            return await self._route(request, self._core.visitor(request.id, lambda: request))
         except FlatshareError as error:
             self._core.failed(error)
             return v2_http.error_reply(error, str(error))
