@@ -161,7 +161,7 @@ async def running_flat(
         cache = ModelCache(backend, finder, books, loaders, clock, journal, patience_s=patience_s, recheck_s=recheck_s, sharing=sharing)
         try:
             yield Flat(cache, finder, backend, books, clock, journal)
-            cache.check()
+            assert not cache.imbalances()
         finally:
             backend.gate.set()
 

@@ -195,6 +195,15 @@ async def test_the_status_shows_books_models_and_decisions(door: Door) -> None:
     assert status["engine"] == {"loads": 1, "shrinks": 0}
 
 
+async def test_the_books_say_what_does_not_add_up(door: Door) -> None:
+    await door.load("m0")
+    assert orjson.loads((await door.call("GET", "/flatshare/books")).body) == {"imbalances": []}
+    reservation = door.flat.books.reservation(key_of("m0"))
+    door.flat.books.release(key_of("m0"))
+    assert orjson.loads((await door.call("GET", "/flatshare/books")).body) == {"imbalances": ["residents"]}
+    door.flat.books.reserve(key_of("m0"), reservation)
+
+
 async def test_the_status_counts_refusals_by_reason_and_who_waits_by_class(door: Door) -> None:
     door.flat.finder.put("huge", 10**6)
     await door.load("huge")

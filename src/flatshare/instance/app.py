@@ -59,6 +59,7 @@ class InstanceApp:
             ("POST", "/models"): self._load,
             ("POST", "/invocations"): self._invoke_single,
             ("GET", "/flatshare/status"): self._status,
+            ("GET", "/flatshare/books"): self._audit,
             ("PUT", "/flatshare/memory"): self._set_memory,
         }
 
@@ -136,6 +137,10 @@ class InstanceApp:
     async def _set_memory(self, request: Request) -> Reply:
         await self._cache.set_memory(container.parse_memory(request.body))
         return Reply(200, orjson.dumps(asdict(self._cache.balance())))
+
+    async def _audit(self, _: Request) -> Reply:
+        """Apart from the status, which is read every few seconds: with a thousand models it takes the event loop 45 ms."""
+        return Reply(200, orjson.dumps({"imbalances": self._cache.imbalances()}))
 
     async def _status(self, _: Request) -> Reply:
         thrash = self._cache.demand.thrash

@@ -3,7 +3,7 @@
     anonymous   private memory: base + shared (sessions, tokenizers, workspaces; counted once) + each model's own; hard
     mapped      distinct weight bytes of the residents, wherever they lie in packs; soft: the page cache holds them
 
-`check` states the identity that must hold after every step.
+`imbalances` states the identity that must hold after every step.
 """
 
 from collections import Counter
@@ -143,24 +143,22 @@ class Books:
             pressure=min(self._pressure_bytes, self._memory_bytes),
         )
 
-    def check(self) -> None:
-        """Running totals equal what the reservations add up to."""
-        tensors: dict[TensorDigest, int] = {}
-        shared: dict[str, int] = {}
-        holders: Counter[TensorDigest] = Counter()
-        sharers: Counter[str] = Counter()
-        for reservation in self._reserved.values():
-            tensors.update(reservation.tensors)
-            shared.update(reservation.footprint.shared)
-            holders.update(reservation.tensors.keys())
-            sharers.update(reservation.footprint.shared.keys())
-        assert self._mapped_bytes == sum(tensors.values()), "the mapped ledger is out of balance. This is a bug."
-        assert self._shared_bytes == sum(shared.values()), "the shared ledger is out of balance. This is a bug."
-        assert self._own_bytes == sum(r.footprint.own_bytes for r in self._reserved.values()), (
-            "the own ledger is out of balance. This is a bug."
-        )
-        assert self._holders == holders, "tensor holders are out of balance. This is a bug."
-        assert self._sharers == sharers, "sharers are out of balance. This is a bug."
+    def imbalances(self) -> tuple[str, ...]:
+        """The ledgers whose running totals are not what the reservations add up to: none, unless there is a bug.
+
+        Walks over every tensor of every model, so nobody asks for each request.
+        """
+        reservations = self._reserved.values()
+        tensors = {tensor: size for reservation in reservations for tensor, size in reservation.tensors.items()}
+        shared = {name: size for reservation in reservations for name, size in reservation.footprint.shared.items()}
+        ledgers = {
+            "mapped": (self._mapped_bytes, sum(tensors.values())),
+            "shared": (self._shared_bytes, sum(shared.values())),
+            "own": (self._own_bytes, sum(reservation.footprint.own_bytes for reservation in reservations)),
+            "holders": (self._holders, Counter(tensor for reservation in reservations for tensor in reservation.tensors)),
+            "sharers": (self._sharers, Counter(name for reservation in reservations for name in reservation.footprint.shared)),
+        }
+        return tuple(name for name, (running, added_up) in ledgers.items() if running != added_up)
 
 
 def anonymous_bytes() -> int:

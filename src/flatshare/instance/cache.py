@@ -189,12 +189,13 @@ class ModelCache:
         entry = self._entries.get(key)
         return "absent" if entry is None else "resident" if entry.is_loaded else "loading"
 
-    def check(self) -> None:
-        """Invariants, for tests: the ledgers balance, and hold exactly the models that are in memory."""
-        self._books.check()
-        assert all(entry.leases >= 0 for entry in self._entries.values())
-        if not self._departing and all(entry.is_loaded for entry in self._entries.values()):
-            assert self._books.balance().models == len(self._entries)
+    def imbalances(self) -> tuple[str, ...]:
+        """What does not add up: nothing, unless there is a bug. The ledgers balance, and hold exactly the models that are in memory."""
+        wrong = self._books.imbalances()
+        if any(entry.leases < 0 for entry in self._entries.values()):
+            wrong += ("leases",)
+        is_at_rest = not self._departing and all(entry.is_loaded for entry in self._entries.values())
+        return (*wrong, "residents") if is_at_rest and self._books.balance().models != len(self._entries) else wrong
 
     def _let_go(self, entry: Holding) -> None:
         entry.leases -= 1
