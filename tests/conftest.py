@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 import pytest
 import uvloop
 
+pytest.register_assert_rewrite("tests.chaos.witness")  # not in that package: the servers that it harms would carry pytest along
+
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """uvloop, as in production: its transports and subprocesses differ from asyncio's in small ways that have bitten us."""

@@ -4,20 +4,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import orjson
 import pytest
 
-from flatshare.bench.machine import family
-from flatshare.bench.server import PlainCaller, RunningServer, _first_json
-from tests.e2e.checkpoints import TEXT, write_checkpoint
-from tests.e2e.servers import Endpoint, clean_environment, deploy, stop
+from flatshare.bench.server import PlainCaller, _first_json
+from tests.chaos.witness import HarmedServer, Victim, instance_pids
+from tests.e2e.checkpoints import write_checkpoint
+from tests.e2e.servers import clean_environment, stop
 
 ROOT = Path(__file__).parents[2]
 MODELS = 8
@@ -33,8 +30,11 @@ def harmed(
     before: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     options: Sequence[str] = (),
-) -> Iterator[RunningServer]:
-    """A server over `data` whose models obey faulty_engine.py. `before` is put before its command."""
+) -> Iterator[HarmedServer]:
+    """A server over `data` whose models obey faulty_engine.py. `before` is put before its command.
+
+    When the test is done with it, every endpoint is looked at: answers, weights, books (witness.py).
+    """
     data.mkdir(parents=True, exist_ok=True)
     (data / "settings.toml").write_text(settings)
     arguments = ["serve", "--data", str(data), "--port", "0", "--memory", memory, "--workers", "2", "--json", *options]
@@ -44,7 +44,11 @@ def harmed(
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=clean_environment(paths | dict(environment or {})))
     with process:
         try:
-            yield RunningServer(process, _first_json(process)["url"])
+            server = HarmedServer(process, _first_json(process)["url"], data)
+            yield server
+            assert server.victims, "deploy with Victim (witness.py), which looks after all of it"
+            for victim in server.victims:
+                victim.require_unharmed()
         finally:
             stop(process)
 
@@ -62,52 +66,23 @@ def target(number: int) -> str:
     return f"tenant-{number % MODELS}/m"
 
 
-def instance_pids(endpoint: Endpoint) -> list[int]:
-    """Processes of the instances, as the operating system knows them."""
-    found = []
-    for pid in family(endpoint.server.process.pid)[1:]:
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b" ")
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if b"instance" in words and b"--socket" in words:
-            found.append(pid)
-    return found
-
-
-def kill_an_instance(endpoint: Endpoint) -> None:
+def kill_an_instance(endpoint: Victim) -> None:
     for pid in instance_pids(endpoint)[:1]:
         os.kill(pid, signal.SIGKILL)
 
 
-@dataclass
-class Caller:
-    """Plain HTTP, so that nothing is retried behind our back. Everything that was answered is kept."""
-
-    endpoint: Endpoint
-    statuses: list[int] = field(default_factory=list)
-
-    def call(self, name: str, text: str = TEXT) -> tuple[int, bytes]:
-        with PlainCaller.to_port(self.endpoint.server.port) as caller:
-            path = f"/endpoints/{self.endpoint.name}/invocations"
-            status, body = caller.request("POST", path, orjson.dumps({"inputs": text}), f"X-Amzn-SageMaker-Target-Model: {name}\r\n")
-        self.statuses.append(status)
-        return status, body
-
-    def until_answered(self, name: str, text: str = TEXT, *, within_s: float = 60.0) -> bytes:
-        """As a client with retries: the platform may say 503 or 429 for a while, and nothing else."""
-        deadline_s = time.monotonic() + within_s
-        while True:
-            status, body = self.call(name, text)
-            if status == 200:
-                return body
-            assert status in {429, 503, 530}, body  # 530: the store that the model lies in does not answer
-            assert time.monotonic() < deadline_s, f"still {status} after {within_s} s: {body!r}"
+def unload(endpoint: Victim, name: str) -> int:
+    """Out of the memory of the first instance, by the container contract, at its own door: the status. ConnectionError if it dies."""
+    instance = endpoint.instances()[0]
+    [key] = [model["key"] for model in instance["models"] if model["uri"].endswith(f"/{name}")]
+    with PlainCaller.to_socket(instance["socket"]) as caller:
+        return caller.request("DELETE", f"/models/{key}", b"")[0]
 
 
-def digests(endpoint: Endpoint) -> dict[str, str]:
-    """Which weights answer for each tenant, each answer compared with numpy's."""
-    return {target(n): endpoint.require_right(target(n)).digest for n in range(MODELS)}
+def all_answer(endpoint: Victim) -> None:
+    """Every tenant's model, and rightly: from now on it is held to these weights."""
+    for number in range(MODELS):
+        endpoint.require_right(target(number))
 
 
 def in_parallel(jobs: Sequence[Callable[[], object]], threads: int = 16) -> list[object]:
@@ -115,22 +90,12 @@ def in_parallel(jobs: Sequence[Callable[[], object]], threads: int = 16) -> list
         return [future.result() for future in [pool.submit(job) for job in jobs]]
 
 
-def require_balanced(endpoint: Endpoint, tolerance_bytes: int = 64 << 20) -> None:
-    """What the books say and what the kernel counts, for each instance: never more than the tolerance that no book knows."""
-    for instance in endpoint.instances():
-        balance = instance["balance"]
-        assert balance["models"] == len(instance["models"])
-        assert balance["mapped"] <= sum(model["mapped_bytes"] for model in instance["models"])
-        assert balance["measured_anonymous"] <= balance["anonymous"] + tolerance_bytes
-        assert balance["anonymous"] + balance["mapped"] <= balance["memory_limit"]
-
-
 @pytest.fixture
-def victim(tmp_path: Path, models: Path) -> Iterator[Endpoint]:
+def victim(tmp_path: Path, models: Path) -> Iterator[Victim]:
     """An endpoint of one instance. A fresh one for each test, since whoever has died often is started again with growing pauses."""
     settings = "[queue]\nmax_run_s = 3\n[memory]\nrecycle_share = 0.2\n"
     with harmed(tmp_path, settings=settings) as server:
-        yield deploy(server, "victim", models)
+        yield Victim(server, "victim", models)
 
 
 @contextmanager
@@ -140,3 +105,13 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How soon an instance that was killed was back: a figure, not a bound."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    measured = [value for report in reports for name, value in report.user_properties if name == "recovery"]
+    if measured:
+        terminalreporter.section("after SIGKILL of an instance")
+        for what, seconds in measured:
+            terminalreporter.line(f"{what:<32} {seconds:.2f} s")

@@ -1,9 +1,12 @@
 """An instance whose models do harm when a text tells them to: the real engine, with a fuse in each model. Started by faulty_server.py."""
 
 import ctypes
+import os
 import sys
+import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flatshare.cli import main as cli
@@ -14,7 +17,10 @@ from flatshare.core.spec import StoredModel
 from flatshare.instance import process
 from flatshare.instance.backends.base import Backend, LoadedModel, StopSign
 from flatshare.instance.backends.mapped import MappedBackend
+from flatshare.instance.scrub import Scrubber
 
+SCRUB_PAUSE_S = "CHAOS_SCRUB_PAUSE_S"
+"""In the environment: instead of ten seconds a pack, where a test waits for it."""
 _leaked: list[bytearray] = []
 
 
@@ -23,6 +29,13 @@ class FusedModel:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
+        self._marker: Path | None = None
+
+    def __del__(self) -> None:
+        """The last step of an unload, on a loader's thread."""
+        if self._marker is not None:
+            self._marker.touch()
+            time.sleep(60)
 
     @property
     def signature(self) -> Signature:
@@ -38,12 +51,31 @@ class FusedModel:
             _leaked.append(bytearray(b"x") * (int(amount) << 20))
         elif command == "ALLOCATE":
             bytearray(int(amount) << 30)
+        elif command == "LINGER":  # when it leaves
+            self._marker = Path(amount)
         return self._model.run(call, stop)
 
 
 class FusedBackend(MappedBackend):
+    """Counts how many models are loaded at the same time."""
+
+    def __init__(self, *, concurrent_runs: int) -> None:
+        super().__init__(concurrent_runs=concurrent_runs)
+        self._counting = threading.Lock()
+        self._loading = self._most_loading = 0
+
     def load(self, stored: StoredModel) -> Any:
-        return FusedModel(super().load(stored))
+        with self._counting:
+            self._loading += 1
+            self._most_loading = max(self._most_loading, self._loading)
+        try:
+            return FusedModel(super().load(stored))
+        finally:
+            with self._counting:
+                self._loading -= 1
+
+    def statistics(self) -> dict[str, int]:
+        return super().statistics() | {"most_loading": self._most_loading}
 
 
 def _engines(settings: InstanceSettings) -> Backend:
@@ -53,4 +85,6 @@ def _engines(settings: InstanceSettings) -> Backend:
 if __name__ == "__main__":
     sys.argv[0] = "flatshare"
     process.serve_until_stopped = partial(process.serve_until_stopped, engines=_engines)
+    if SCRUB_PAUSE_S in os.environ:
+        setattr(process, "Scrubber", partial(Scrubber, pause_s=float(os.environ[SCRUB_PAUSE_S])))  # noqa: B010  # a class, to mypy
     cli.main()
