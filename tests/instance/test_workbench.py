@@ -1,6 +1,7 @@
 """The workbench: a bounded number waits, and every run tells how long it took."""
 
 import asyncio
+import queue
 import threading
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from flatshare.core.settings import QueueSettings, SharingSettings, TenantSettin
 from flatshare.core.signature import Signature, Task
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import StopSign
-from flatshare.instance.job import Mergeable, Run, Ticket
+from flatshare.instance.job import Job, Mergeable, Run, Ticket
 from flatshare.instance.workbench import Workbench
 from flatshare.policy import pace
 from tests.calls import text_call
@@ -157,6 +158,40 @@ class TestFairness:
         bench, both = Workbench(2, waiting(100)), threading.Barrier(2, timeout=10)
         await bench.run(lambda: 1, ticket=Ticket(B))
         await asyncio.gather(*(bench.run(both.wait, ticket=Ticket(A, run_s=5.0)) for _ in range(2)))
+        bench.close()
+
+    async def test_one_that_comes_as_the_wait_for_short_ones_ends_is_run_by_who_it_was_handed_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        is_looking, has_come = threading.Event(), threading.Event()
+
+        class Desk(queue.SimpleQueue[list[Job]]):
+            """The time is over at the very moment at which a job is put here."""
+
+            def get(self, block: bool = True, timeout: float | None = None) -> list[Job]:
+                if timeout is None:
+                    return super().get(block)
+                is_looking.set()
+                assert has_come.wait(10)
+                raise queue.Empty
+
+        monkeypatch.setattr(queue, "SimpleQueue", Desk)
+        bench, gates = Workbench(2, waiting(100)), [threading.Event() for _ in range(3)]
+        await bench.run(lambda: 1, ticket=Ticket(B))
+        long = [asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=5.0))) for gate in gates[:2]]
+        await asyncio.to_thread(is_looking.wait, 10)  # the second long one is held back, and a worker waits for short ones
+        gates[0].set()
+        await long[0]
+        await until_waiting(bench, A, 0)
+        handed = asyncio.create_task(bench.run(gates[2].wait, ticket=Ticket(B)))
+        await asyncio.sleep(0)
+        has_come.set()
+        next_one = asyncio.create_task(bench.run(lambda: 4, ticket=Ticket(B)))
+        await until_waiting(bench, B, 1)  # both workers are busy
+        for gate in gates[1:]:
+            gate.set()
+        async with asyncio.timeout(10):
+            assert [(await run).result for run in (long[1], handed, next_one)] == [True, True, 4]
         bench.close()
 
     async def test_with_nobody_else_about_long_runs_take_all_workers(self) -> None:

@@ -5,7 +5,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -212,15 +211,20 @@ class Workbench:
         desk = self._desks[number]
         if not len(self._queue):
             return desk.get() or self._take(number)
-        with suppress(queue.Empty):  # a long run has to wait for short ones, which may not come
+        try:  # a long run has to wait for short ones, which may not come
             return desk.get(timeout=_KEEP_FOR_SHORT_S) or self._take(number)
-        return self._take(number)
+        except queue.Empty:
+            with self._lock:
+                is_called = number not in self._idle  # since the time was over, and what it is called for is on its desk
+                if not is_called:
+                    self._idle.remove(number)
+            return (desk.get() if is_called else []) or self._take(number)
 
     def _take(self, number: int) -> list[Job]:
         """The next one, and its like; none if nobody may run now, and then the worker counts as idle."""
         with self._lock:
             now_s = time.monotonic()
-            if number in self._idle:  # nobody called, and nobody shall while it works
+            if number in self._idle:  # only `close` calls without taking it off the list
                 self._idle.remove(number)
             job = None
             if len(self._queue) and not self._is_closed:
