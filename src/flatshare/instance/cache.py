@@ -169,7 +169,10 @@ class ModelCache:
         now = self._clock.monotonic_s()
         ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if entry.is_loaded]
         taken = self.copies.taken_bytes
-        infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes, taken(k)) for k, e, m in ready]
+        infos = [
+            ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes, taken(k), m.model[0].signature.versions)
+            for k, e, m in ready
+        ]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
     def balance(self) -> Balance:

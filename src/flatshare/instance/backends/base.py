@@ -117,10 +117,6 @@ class RemoteModel(ABC):
         """Of one version; of the latest for none. Raises UnknownTarget."""
 
     @abstractmethod
-    def is_decoupled(self, version: str) -> bool:
-        """Whether it may answer a call any number of times."""
-
-    @abstractmethod
     async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:
         """As `LoadedModel.run`; whose work it is decides about turns, and by its deadline what would be too late is not begun."""
 
