@@ -432,7 +432,7 @@ class Parted:
         self.parts = 0
         self.away_s = 0.0
 
-    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:  # noqa: ARG002
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         assert stop is not None
         while self.parts < 5:
             stop.between_parts()
