@@ -16,15 +16,18 @@ from flatshare.bench.slow_store import slow_store
 from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
 from flatshare.core.ids import ArtifactUri, ModelDigest, Tenant, model_key
+from flatshare.core.settings import DiskSettings, SharingSettings, TenantSettings
 from flatshare.instance import finding, importing, process
 from flatshare.instance.finding import ModelFinder
 from flatshare.instance.importing import Imported, ImportJob, import_artifact
+from flatshare.instance.turnstile import Claim
 from flatshare.store.sources import Artifact, probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
 
 NOBODY: frozenset[ModelDigest] = frozenset()
 DISK = 10**9
+PLAIN = SharingSettings()
 
 
 @pytest.fixture
@@ -153,9 +156,9 @@ class TestDisk:
         async with finder_of(store) as finder:
             bring_in = finder.importers.run
 
-            async def seen(job: ImportJob, tenant: Tenant) -> Imported:
+            async def seen(job: ImportJob, claim: Claim) -> Imported:
                 urgencies.append(job.urgency)
-                return await bring_in(job, tenant)
+                return await bring_in(job, claim)
 
             monkeypatch.setattr(finding, "probe", held)
             monkeypatch.setattr(finder.importers, "run", seen)
@@ -183,9 +186,9 @@ def source(folder: Path) -> ModelSource:
 
 
 @asynccontextmanager
-async def finder_of(store: TensorStore) -> AsyncIterator[ModelFinder]:
+async def finder_of(store: TensorStore, sharing: SharingSettings = PLAIN) -> AsyncIterator[ModelFinder]:
     with ThreadPoolExecutor(2) as threads:
-        finder = ModelFinder(store, threads, DISK)
+        finder = ModelFinder(store, threads, DISK, sharing)
         try:
             yield finder
         finally:
@@ -253,6 +256,43 @@ class TestProcess:
         async with finder_of(store) as finder:
             found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
         assert len({one.stored.manifest.digest for one in found}) == 4
+
+    async def test_fetches_go_by_the_weights_of_their_tenants(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / f"{tenant}/{seed}", seed=seed) for tenant in "ba" for seed in range(4)]
+        sharing = SharingSettings(disk=ONE_FETCH, tenants={Tenant("a"): TenantSettings(weight=3)})
+        order = await fetched_at_once(store, sharing, models, folders)
+        assert order[:4].count("a") == 3
+
+    async def test_a_tenant_whose_artifacts_are_large_has_fewer_fetches(self, store: TensorStore, models: Path) -> None:
+        large = [write_checkpoint(models / f"a/{seed}", seed=seed) for seed in range(2)]
+        for folder in large:
+            with (folder / "training_state.bin").open("wb") as file:
+                file.truncate(40 << 20)  # no part of the model, but of the fetch
+        small = [write_checkpoint(models / f"b/{seed}", seed=seed) for seed in range(5)]
+        order = await fetched_at_once(store, SharingSettings(disk=ONE_FETCH), models, [*large, *small])
+        assert order == ["a", *"bbbbb", "a"]
+
+
+ONE_FETCH = DiskSettings(parallel_fetches=1)
+
+
+async def fetched_at_once(store: TensorStore, sharing: SharingSettings, models: Path, folders: list[Path]) -> list[str]:
+    """All are asked for while another fetch is under way. Whose they are, in the order in which they are fetched."""
+    first, order = write_checkpoint(models / "first/0", seed=99), list[str]()
+
+    async def fetch(folder: Path) -> None:
+        await finder.find(ModelSource(uri_of(folder), f"file://{models}"), NOBODY)
+        order.append(folder.parent.name)
+
+    async with finder_of(store, sharing) as finder, asyncio.TaskGroup() as group:
+        turns = finder.importers._lanes[Urgency.DEMAND]._turns
+        with held(store.folder / "import.lock"):
+            group.create_task(fetch(first))
+            await until(lambda: bool(finder.importers.pids()))
+            for count, folder in enumerate(folders, start=1):
+                group.create_task(fetch(folder))
+                await until(lambda count=count: turns.waiting == count)  # type: ignore[misc]
+    return order[1:]
 
 
 @pytest.mark.slow

@@ -158,6 +158,20 @@ class TestLoads:
             order = [entry.model.rsplit("/", 1)[1] for entry in reversed(flat.entries("load"))]
             assert order.index("b.0") <= 2
 
+    async def test_loads_go_by_the_weights_of_their_tenants(self) -> None:
+        async with sharing(models=40, queue=QueueSettings(parallel_loads=1), a=TenantSettings(weight=3)) as flat:
+            order = await flat.loaded_at_once(["c.0", *(f"b.{index}" for index in range(8)), *(f"a.{index}" for index in range(8))])
+            assert [name[0] for name in order[1:9]].count("a") == 6
+
+    async def test_a_tenant_whose_loads_take_long_has_fewer_of_them(self) -> None:
+        async with sharing(models=40, queue=QueueSettings(parallel_loads=1)) as flat:
+            slow, fast = [f"a.{index}" for index in range(4)], [f"b.{index}" for index in range(8)]
+            await flat.use(*slow, *fast)
+            for name in (*slow, *fast):
+                await flat.slow_load(name, 0.4 if name in slow else 0.03)
+            order = await flat.loaded_at_once(["c.0", *slow, *fast])
+            assert [name[0] for name in order[1:10]].count("b") == 8
+
     async def test_loads_that_wait_are_bounded_for_all_and_for_each(self) -> None:
         async with sharing(queue=QueueSettings(max_waiting_loads=4, max_waiting_loads_per_tenant=3)) as flat:
             flat.finder.gate.clear()

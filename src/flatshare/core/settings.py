@@ -147,7 +147,7 @@ class TenantSettings:
     """Section `[tenants.NAME]`; `[tenants.default]` is for those without one."""
 
     weight: float = 1.0
-    """Share of workers and loads, relative to the others."""
+    """Share of the time of workers and loads, and of the bytes that are fetched, relative to the others."""
     floor_bytes: int = 0
     """What others cannot push out."""
     ceiling_bytes: int | None = None

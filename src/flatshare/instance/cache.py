@@ -29,6 +29,7 @@ from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, wou
 from flatshare.instance.loading import Loader
 from flatshare.instance.recheck import Recheck
 from flatshare.instance.room import Held, ResidentInfo, Room
+from flatshare.instance.turnstile import Claim
 from flatshare.policy.loads import Start
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
@@ -274,7 +275,7 @@ class ModelCache:
     async def _in_turn(self, key: ModelKey, source: ModelSource, found: Found, reservation: Reservation) -> Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
         tenant = self.room.tenant(source)
-        async with self._loads.turns.turn(tenant, self._sharing.tenant(tenant).weight):
+        async with self._loads.turns.turn(Claim(tenant, self.room.weight(tenant), self.demand.load_s(key))):
             entry, began_s = self._entries[key], self._clock.monotonic_s()
             if not entry.leases and not entry.is_ahead and self._loads.turns.waiting:
                 raise Abandoned("whoever had asked for it left before its turn, and others wait for theirs")

@@ -119,6 +119,11 @@ class DemandBook:
             return 0.0
         return known.reload_s + (known.fetch_s if is_fetch else 0.0)
 
+    def load_s(self, key: ModelKey) -> float:
+        """How long a load from this disk is expected to take, whether or not there was one."""
+        known = self._models.get(key)
+        return _UNKNOWN_RELOAD_S if known is None else known.reload_s
+
     @property
     def thrash(self) -> Thrash:
         return thrash.observed(self._loads, self._clock.monotonic_s())

@@ -6,7 +6,7 @@ from flatshare.core.call import ModelSource
 from flatshare.core.errors import FlatshareError
 from flatshare.core.ids import ModelKey
 from flatshare.instance.cache import ModelCache
-from flatshare.instance.finding import Finder
+from flatshare.instance.finding import Finder, Unseen
 from flatshare.policy import evict
 from flatshare.policy.admit import MemoryView, Need
 from flatshare.policy.evict import Resident
@@ -108,7 +108,7 @@ class Explainer:
 
     async def _dry_run(self, key: ModelKey, source: ModelSource) -> DryRun:
         stored = await self._finder.known(source)
-        if stored is None:
+        if isinstance(stored, Unseen):
             return DryRun(
                 "import first", "this version of the artifact was never imported here: its size is not known", (), 0, is_scratch=False
             )

@@ -10,9 +10,9 @@ from multiprocessing import get_context
 
 from flatshare.core.call import Urgency
 from flatshare.core.errors import StoreUnavailable
-from flatshare.core.ids import ArtifactUri, Tenant
+from flatshare.core.ids import ArtifactUri
 from flatshare.instance.importing import Imported, ImportJob, die_with_parent, import_artifact
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.turnstile import Claim, Turnstile
 
 _RETIRE_AFTER_S = 20.0  # an import process holds 60 MB; it starts in half a second
 
@@ -25,17 +25,17 @@ class Importers:
         self._ahead: dict[ArtifactUri, asyncio.Task[Imported]] = {}
         self._hastened: set[ArtifactUri] = set()
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
+    async def run(self, job: ImportJob, claim: Claim) -> Imported:
         """Raises what `import_artifact` raises, and StoreUnavailable if its process died."""
         if job.urgency is Urgency.DEMAND:
-            return await self._lanes[Urgency.DEMAND].run(job, tenant)
-        attempt = self._ahead[job.uri] = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, tenant))
+            return await self._lanes[Urgency.DEMAND].run(job, claim)
+        attempt = self._ahead[job.uri] = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, claim))
         try:
             return await attempt
         except asyncio.CancelledError:
             if job.uri not in self._hastened:
                 raise
-            return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), tenant)
+            return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), claim)
         finally:
             self._hastened.discard(job.uri)
             del self._ahead[job.uri]
@@ -65,8 +65,8 @@ class _Lane:
         self._turns = Turnstile(places)
         self._retirement: asyncio.TimerHandle | None = None
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
-        async with self._turns.turn(tenant):
+    async def run(self, job: ImportJob, claim: Claim) -> Imported:
+        async with self._turns.turn(claim):
             seat = self._free.pop()
             try:
                 return await seat.run(job)

@@ -37,8 +37,6 @@ from flatshare.instance.scrub import Scrubber
 from flatshare.instance.serve import Server
 from flatshare.instance.watch import Watch
 from flatshare.instance.workbench import Workbench
-from flatshare.policy.evict import Order
-from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
@@ -110,9 +108,7 @@ def _promoting(
 
 
 def _finder(store: TensorStore, lookers: ThreadPoolExecutor, settings: InstanceSettings, note: Callable[[str, str], None]) -> ModelFinder:
-    sharing = settings.sharing
-    tenant_of, order = TenantOf(sharing.memory.tenant_pattern), Order(sharing.memory.order)
-    return ModelFinder(store, lookers, settings.disk_bytes, tenant_of, sharing.disk, order, note)
+    return ModelFinder(store, lookers, settings.disk_bytes, settings.sharing, note)
 
 
 def _note_leaving(journal: Journal, clock: SystemClock, uri: str, reason: str) -> None:

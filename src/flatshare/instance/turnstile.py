@@ -3,9 +3,19 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from flatshare.core.ids import Tenant
 from flatshare.policy.fair import FairQueue
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Whose turn it is to be, its tenant's share, and how much of it the turn takes: in any unit that all at one turnstile use."""
+
+    tenant: Tenant
+    weight: float = 1.0
+    cost: float = 1.0
 
 
 class Turnstile:
@@ -20,21 +30,21 @@ class Turnstile:
         return len(self._queue)
 
     @asynccontextmanager
-    async def turn(self, tenant: Tenant, weight: float = 1.0) -> AsyncIterator[None]:
+    async def turn(self, claim: Claim) -> AsyncIterator[None]:
         """Wait for a place, and hold it."""
         if self._free > 0 and not len(self._queue):
             self._free -= 1
         else:
-            await self._wait(tenant, weight)
+            await self._wait(claim)
         try:
             yield
         finally:
             self._free += 1
             self._admit()
 
-    async def _wait(self, tenant: Tenant, weight: float) -> None:
+    async def _wait(self, claim: Claim) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._queue.push(place, tenant, cost=1.0, weight=weight)
+        entry = self._queue.push(place, claim.tenant, cost=claim.cost, weight=claim.weight)
         try:
             await place
         except asyncio.CancelledError:
