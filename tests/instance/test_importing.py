@@ -257,6 +257,19 @@ class TestProcess:
             found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
         assert len({one.stored.manifest.digest for one in found}) == 4
 
+    @pytest.mark.parametrize(("urgency", "niceness"), [(Urgency.DEMAND, 10), (Urgency.AHEAD, 19)])
+    async def test_all_threads_of_an_import_leave_the_cores_to_requests(
+        self, store: TensorStore, models: Path, urgency: Urgency, niceness: int
+    ) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder, asyncio.TaskGroup() as group:
+            with held(store.folder / "import.lock"):
+                group.create_task(finder.find(source(folder), NOBODY, urgency))
+                await until((store.incoming_dir / model_key(uri_of(folder))).exists)
+                [pid] = finder.importers.pids()
+                expected = min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+                assert niceness_of_threads(pid) == {expected}
+
     async def test_fetches_go_by_the_weights_of_their_tenants(self, store: TensorStore, models: Path) -> None:
         folders = [write_checkpoint(models / f"{tenant}/{seed}", seed=seed) for tenant in "ba" for seed in range(4)]
         sharing = SharingSettings(disk=ONE_FETCH, tenants={Tenant("a"): TenantSettings(weight=3)})
@@ -271,6 +284,12 @@ class TestProcess:
         small = [write_checkpoint(models / f"b/{seed}", seed=seed) for seed in range(5)]
         order = await fetched_at_once(store, SharingSettings(disk=ONE_FETCH), models, [*large, *small])
         assert order == ["a", *"bbbbb", "a"]
+
+
+def niceness_of_threads(pid: int) -> set[int]:
+    """As the kernel has it, proc(5)."""
+    stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return {int(stat.rpartition(")")[2].split()[16]) for stat in stats}
 
 
 ONE_FETCH = DiskSettings(parallel_fetches=1)

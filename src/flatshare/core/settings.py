@@ -118,6 +118,7 @@ class QueueSettings:
     max_waiting_loads: int = 256
     max_waiting_loads_per_tenant: int = 128
     parallel_loads: int = 2
+    """From this disk, at once: enough to hide the disk, few enough to leave the cores to requests."""
     deadline_ms: float | None = None
     """For requests that name none."""
     batch_tokens: int = 512

@@ -44,7 +44,7 @@ from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("instance")
-_LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
+_LOADERS = 2  # threads at least: they unload too
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
 _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
@@ -64,7 +64,7 @@ async def serve_until_stopped(
     store, clock, journal, sharing = TensorStore(settings.store_dir), SystemClock(), Journal(), settings.sharing
     _repair(store)
     memory = _Memory(settings.store_dir / "instances", settings.name, clock)
-    threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+    threads = ThreadPoolExecutor(max(_LOADERS, sharing.queue.parallel_loads), thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=sharing.queue.max_waiting)
     mapped, workbench = engines(settings), Workbench(settings.workers, sharing)
