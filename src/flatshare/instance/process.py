@@ -76,10 +76,10 @@ async def serve_until_stopped(
         backend, finder, books, threads, clock, journal,
         patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
     )  # fmt: skip
-    door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
-    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
+    door, explainer, kernel = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal), Kernel()
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, kernel.last, _source_of(model_dir), triton.pool.metrics.readings)
     server = HandlerServer(app.handle, _BOUNDS, drain_s=settings.drain_s)
-    watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
+    watch = Watch(cache, workbench, kernel, sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
