@@ -20,6 +20,7 @@ from flatshare.instance.backends.fake import FakeBackend
 from flatshare.instance.books import Books
 from flatshare.instance.cache import ModelCache
 from flatshare.instance.finding import Found, Unseen
+from flatshare.instance.turnstile import always
 from flatshare.telemetry.journal import Entry, Journal
 
 BASE = 5_000
@@ -64,6 +65,8 @@ class FakeFinder:
     sources: list[ModelSource] = field(default_factory=list)
     hastened: list[ModelSource] = field(default_factory=list)
     look_s: float = 0.0
+    is_wanted: Callable[[], bool] = always
+    """What the last search was told."""
     unseen_bytes: int = 0
     not_here: set[str] = field(default_factory=set)
     """Names of models that have to be fetched."""
@@ -74,7 +77,14 @@ class FakeFinder:
     def put(self, name: str, size: int = 1_000, *, graph: str = "g", shared: dict[str, int] | None = None) -> None:
         self.models[name] = stored_model(name, {f"weights of {name}": size, **(shared or {})}, graph=graph)
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        self.is_wanted = is_wanted
         self.searches += 1
         self.urgencies.append(urgency)
         self.sources.append(source)

@@ -14,11 +14,11 @@ import pytest
 
 from flatshare.bench.slow_store import slow_store
 from flatshare.core.call import ModelSource, Urgency
-from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
+from flatshare.core.errors import Abandoned, BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
 from flatshare.core.ids import ArtifactUri, ModelDigest, Tenant, model_key
 from flatshare.core.settings import DiskSettings, SharingSettings, TenantSettings
 from flatshare.instance import finding, importing, process
-from flatshare.instance.finding import ModelFinder
+from flatshare.instance.finding import Found, ModelFinder
 from flatshare.instance.importing import Imported, ImportJob, import_artifact
 from flatshare.instance.turnstile import Claim
 from flatshare.store.sources import Artifact, probe
@@ -269,6 +269,23 @@ class TestProcess:
                 [pid] = finder.importers.pids()
                 expected = min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
                 assert niceness_of_threads(pid) == {expected}
+
+    async def test_a_fetch_that_nobody_waits_for_any_more_gives_its_turn_to_others(self, store: TensorStore, models: Path) -> None:
+        first, forsaken, last = (write_checkpoint(models / str(seed), seed=seed) for seed in range(3))
+        async with finder_of(store, SharingSettings(disk=ONE_FETCH)) as finder:
+            turns = finder.importers._lanes[Urgency.DEMAND]._turns
+            with held(store.folder / "import.lock"):
+                fetches = [asyncio.create_task(finder.find(source(first), NOBODY))]
+                await until(lambda: bool(finder.importers.pids()))
+                fetches.append(asyncio.create_task(finder.find(source(forsaken), NOBODY, is_wanted=lambda: False)))
+                await until(lambda: turns.waiting == 1)
+                fetches.append(asyncio.create_task(finder.find(source(last), NOBODY)))
+                await until(lambda: turns.waiting == 2)
+            found, error, other = await asyncio.gather(*fetches, return_exceptions=True)
+        assert isinstance(error, Abandoned)
+        assert isinstance(found, Found)
+        assert isinstance(other, Found)
+        assert kept(store) == {found.stored.manifest.digest, other.stored.manifest.digest}
 
     async def test_fetches_go_by_the_weights_of_their_tenants(self, store: TensorStore, models: Path) -> None:
         folders = [write_checkpoint(models / f"{tenant}/{seed}", seed=seed) for tenant in "ba" for seed in range(4)]

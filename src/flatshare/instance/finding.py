@@ -16,7 +16,7 @@ from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.importers import Importers
 from flatshare.instance.importing import ImportJob
-from flatshare.instance.turnstile import Claim
+from flatshare.instance.turnstile import Claim, always
 from flatshare.policy import loads
 from flatshare.policy.evict import Order
 from flatshare.policy.tenants import TenantOf
@@ -50,8 +50,17 @@ class Unseen:
 
 
 class Finder(Protocol):
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
-        """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull.
+
+        Raises Abandoned if it has to be fetched, is not wanted any more when its turn comes, and others wait for theirs.
+        """
 
     def hasten(self, source: ModelSource) -> None:
         """Somebody waits now for what is looked for ahead. Returns at once."""
@@ -94,8 +103,14 @@ class ModelFinder:
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
-        """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        """Raises UnknownTarget, BadPackage, StoreUnavailable, DiskFull or Abandoned."""
         began_s = time.monotonic()
         if urgency is Urgency.AHEAD:
             self._looks_ahead[source.uri] = urgency
@@ -109,16 +124,16 @@ class ModelFinder:
             return Found(stored, look_s)
         uri = ArtifactUri(source.uri)
         job = ImportJob(self._store.folder, uri, source.root, self._disk_bytes, in_use, urgency, self._sharing.disk, self._order)
-        return await self._imported(source, job, stored, look_s)
+        tenant = self._tenant_of(source)
+        claim = Claim(tenant, self._sharing.tenant(tenant).weight, loads.fetch_cost_bytes(stored.size_bytes), is_wanted)
+        return await self._imported(source, job, claim, look_s)
 
-    async def _imported(self, source: ModelSource, job: ImportJob, unseen: Unseen, look_s: float) -> Found:
+    async def _imported(self, source: ModelSource, job: ImportJob, claim: Claim, look_s: float) -> Found:
         """What an import brought. The store is not asked again: objects are read under the condition that they have not changed."""
-        tenant, uri = self._tenant_of(source), job.uri
-        claim = Claim(tenant, self._sharing.tenant(tenant).weight, loads.fetch_cost_bytes(unseen.size_bytes))
         imported = await self.importers.run(job, claim)
         for gone in imported.sent_away:
             self._note(gone, f"sent off the disk, where it {_LEAST[self._order]}, for {source.uri}")
-        if uri.startswith("file://"):  # a folder is read in place, and may have been written to meanwhile
+        if job.uri.startswith("file://"):  # a folder is read in place, and may have been written to meanwhile
             stored = await self.known(source)
         else:
             stored = await asyncio.get_running_loop().run_in_executor(self._threads, self._taken, imported.digest)

@@ -1,12 +1,17 @@
 """A few may do something at once, the others wait for their turn, by fair share among tenants. For loads and imports."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from flatshare.core.errors import Abandoned
 from flatshare.core.ids import Tenant
 from flatshare.policy.fair import FairQueue
+
+
+def always() -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,8 @@ class Claim:
     tenant: Tenant
     weight: float = 1.0
     cost: float = 1.0
+    is_wanted: Callable[[], bool] = always
+    """Whether somebody still waits for it, when its turn has come."""
 
 
 class Turnstile:
@@ -31,12 +38,14 @@ class Turnstile:
 
     @asynccontextmanager
     async def turn(self, claim: Claim) -> AsyncIterator[None]:
-        """Wait for a place, and hold it."""
+        """Wait for a place, and hold it. Raises Abandoned if nobody wants that any more, and others wait."""
         if self._free > 0 and not len(self._queue):
             self._free -= 1
         else:
             await self._wait(claim)
         try:
+            if len(self._queue) and not claim.is_wanted():
+                raise Abandoned("whoever had asked for it left before its turn, and others wait for theirs")
             yield
         finally:
             self._free += 1
