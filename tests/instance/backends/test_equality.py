@@ -4,14 +4,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 import pytest
 import torch
 import transformers
-from numpy.typing import NDArray
 
 from flatshare.bench.tenants import base_checkpoint
 from flatshare.core.call import InferCall, InferResult
@@ -23,32 +22,14 @@ from flatshare.store.tensors import TensorStore
 from tests.calls import text_call
 from tests.checkpoints import imported
 from tests.families import FAMILIES, LONG, MAX_TOKENS, TEXTS, randomize, save_model, write_sentence_modules
+from tests.instance.backends.conftest import Array, Matrix
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of packages that it imports
     from sentence_transformers import CrossEncoder, SentenceTransformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-CLOSE = 1e-5
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-Array = NDArray[np.float32]
-
-
-class Matrix(Protocol):
-    def __call__(self, family: str, task: str, source: str, actual: Array, expected: Array) -> None:
-        """Note the difference, and fail if it is too large."""
-
-
-@pytest.fixture
-def matrix(record_property: Any) -> Matrix:
-    def compare(family: str, task: str, source: str, actual: Array, expected: Array) -> None:
-        assert actual.shape == expected.shape
-        scale = max(1.0, float(np.abs(expected).max()))  # 1e-5 of unit vectors and probabilities; logits may be larger
-        difference = float(np.abs(actual - expected).max()) / scale
-        record_property("equality", (family, task, source, difference))
-        assert difference <= CLOSE
-
-    return compare
 
 
 @pytest.fixture(autouse=True, scope="module")
