@@ -229,6 +229,21 @@ class TestFairness:
         assert run.seconds < run.waited_s
         bench.close()
 
+    async def test_who_was_let_go_first_gives_way_to_nobody(self) -> None:
+        bench, outer, inner = Workbench(1, SharingSettings(queue=QueueSettings(long_run_ms=0.001))), Parted(), Parted()
+        ends = list[str]()
+        long = asyncio.create_task(bench.infer(outer, ModelKey("outer"), text_call("one"), A, None, lambda _: ends.append("outer")))
+        assert await asyncio.to_thread(outer.is_running.wait, 10)
+        ticket, sign = Ticket(B, run_s=0.0), StopSign(bench._give_way)
+        first = asyncio.create_task(bench.run(partial(inner.run, text_call("two"), sign), sign, ticket, lambda _: ends.append("first")))
+        second = asyncio.create_task(bench.run(lambda: 1, ticket=ticket, deliver=lambda _: ends.append("second")))
+        await until_waiting(bench, B, 2)
+        for model in (outer, inner):
+            model.may_go_on.release(9)
+        await asyncio.gather(long, first, second)
+        assert ends[0] == "first"
+        bench.close()
+
     async def test_a_long_run_does_not_give_way_while_another_worker_serves_short_ones(self) -> None:
         bench, model, gate = Workbench(2, waiting(100)), Parted(), threading.Event()
         long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(MANY), A, None))

@@ -206,7 +206,7 @@ class Workbench:
     # On the workers; `_begin` and `_has_to_wait` on the loop too.
 
     def _work(self, number: int) -> None:
-        self._here.number = number
+        self._here.number, self._here.gives_way = number, False
         while not self._is_closed:
             jobs = self._until_called(number)
             while jobs:
@@ -302,7 +302,7 @@ class Workbench:
 
     def _give_way(self) -> None:
         """Between the parts of a run: if all workers are at long ones, and short ones wait, their first is run here and now."""
-        if not len(self._queue) or self._is_closed:
+        if not len(self._queue) or self._is_closed or self._here.gives_way:
             return
         number, now_s = self._here.number, time.monotonic()
         with self._lock:
@@ -313,7 +313,9 @@ class Workbench:
                 return
             interrupted = self._running[number]
             jobs = self._start(number, job, now_s)
+        self._here.gives_way = True  # one that turns out to be long keeps its turn: else each would put off all before it
         self._run(number, jobs)
+        self._here.gives_way = False
         with self._lock:
             took_s = time.monotonic() - now_s
             self._running[number] = replace(interrupted, until_s=interrupted.until_s + took_s)
