@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -45,6 +46,10 @@ class FusedModel:
         command, _, amount = call.inputs["text"].texts()[0].partition(" ")
         if command == "SEGFAULT":
             ctypes.string_at(0)
+        elif command == "RAISE":
+            raise LookupError("a bug of the engine")
+        elif command == "KILL":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does that has no memory left
         elif command == "HANG":
             time.sleep(float(amount))  # deaf to `stop`
         elif command == "LEAK":
