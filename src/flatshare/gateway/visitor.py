@@ -17,9 +17,13 @@ _ROAD = Road(is_aws=False)
 class Visitor:
     """One request's caller."""
 
-    def __init__(self, entry: Entry, request_id: str, request: Callable[[], Request]) -> None:
-        """`request` is HTTP's; one over gRPC is put into the same form, if the caller has to be asked at all."""
+    def __init__(self, entry: Entry, request_id: str, request: Callable[[], Request], left_s: float | None = None) -> None:
+        """`request` is HTTP's; one over gRPC is put into the same form, if the caller has to be asked at all.
+
+        `left_s` is until the caller gives up, if its protocol says so.
+        """
         self.request_id = request_id
+        self.left_s = left_s
         self._entry = entry
         self._request = request
         self._principal: Principal | None = None

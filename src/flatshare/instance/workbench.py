@@ -195,7 +195,7 @@ class Workbench:
         left_s = ticket.deadline_s - now_s
         if pace.is_too_late(load, ticket.run_s, left_s):
             expected_ms = 1e3 * pace.answer_s(load, ticket.run_s)
-            raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {1e3 * left_s:.0f}: call again later")
+            raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {max(0.0, 1e3 * left_s):.0f}: call again later")
         job.predicted_wait_s = pace.wait_s(load)
 
     def _left_s(self, running: "_Running", now_s: float, *, is_long: bool) -> float:

@@ -52,6 +52,12 @@ class Caller:
         return {name.encode(): value if isinstance(value, bytes) else value.encode() for name, value in pairs}
 
     @property
+    def left_s(self) -> float | None:
+        """Until the caller gives up (its deadline, gRPC's own)."""
+        left_s: float | None = self._context.time_remaining()
+        return left_s
+
+    @property
     def peer(self) -> str:
         """The address that it came from."""
         return unquote(self._context.peer()).partition(":")[2].rpartition(":")[0].strip("[]")

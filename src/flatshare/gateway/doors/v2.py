@@ -38,6 +38,8 @@ class InferRequest:
     json_bytes: int
     is_streamed: bool = False
     """The answer may come in parts; whoever asks so closes them."""
+    deadline_ms: str = ""
+    """How long the caller will wait for it, if it says so."""
 
 
 class OpenInference:
@@ -53,8 +55,8 @@ class OpenInference:
         self._entry = entry
         self.readiness = readiness
 
-    def visitor(self, request_id: str, request: Callable[[], Request]) -> Visitor:
-        return Visitor(self._entry, request_id, request)
+    def visitor(self, request_id: str, request: Callable[[], Request], left_s: float | None = None) -> Visitor:
+        return Visitor(self._entry, request_id, request, left_s)
 
     def failed(self, error: BaseException) -> None:
         """An error goes out to a caller."""
@@ -70,6 +72,8 @@ class OpenInference:
             with self._invoker.admitted():
                 model = await self._model(visitor, request.name)
                 headers = (*v2_http.instance_headers(request.json_bytes, request.name), *_version(request.version))
+                if request.deadline_ms:
+                    headers = (*headers, (container.DEADLINE_MS.encode(), request.deadline_ms.encode()))
                 if request.is_streamed:
                     headers = (*headers, (container.STREAM, b"1"))
                 call = ModelCall(

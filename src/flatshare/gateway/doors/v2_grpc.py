@@ -77,12 +77,14 @@ class V2GrpcDoor:
         request_id = next(self._request_ids)
         CURRENT_REQUEST.set(request_id)
         return self._core.visitor(
-            request_id, lambda: Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=request_id)
+            request_id,
+            lambda: Request("POST", f"/{SERVICE}/{method}", caller.metadata, peer=caller.peer, id=request_id),
+            caller.left_s,
         )
 
     async def _infer(self, request: Any, visitor: Visitor) -> Any:
         message = v2_grpc.parse(request)
-        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes)
+        asked = InferRequest(request.model_name, request.model_version, message.body, message.json_bytes, deadline_ms=_deadline_ms(visitor))
         answer = await self._core.infer(visitor, asked)
         return v2_grpc.render(answer.body, answer.content_type, request.model_name)
 
@@ -202,6 +204,11 @@ def _message(name: str, fields: dict[str, Any]) -> Any:
 
 def _internal(visitor: Visitor) -> str:
     return f"an internal error: look for request {visitor.request_id} in the server's log"
+
+
+def _deadline_ms(visitor: Visitor) -> str:
+    """gRPC's own deadline, as callers over HTTP say it."""
+    return "" if visitor.left_s is None else f"{max(1.0, 1e3 * visitor.left_s):.0f}"
 
 
 def _refusal(error: Exception, sentence: str, visitor: Visitor) -> Refusal:

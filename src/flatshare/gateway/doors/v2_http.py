@@ -74,7 +74,8 @@ class V2HttpDoor:
         require_body_within(request, self._max_body_bytes)
         body = await self._plain_body(request)
         json_bytes = v2_http.json_header_bytes(request, body)
-        answer = await self._core.infer(visitor, InferRequest(path.name, path.version, body, json_bytes))
+        deadline_ms = request.header(container.DEADLINE_MS)
+        answer = await self._core.infer(visitor, InferRequest(path.name, path.version, body, json_bytes, deadline_ms=deadline_ms))
         reply = v2_http.infer_reply(answer, [pair for pair in answer.headers if pair[0] in _KEPT])
         return await _compressed(reply, request.header("accept-encoding"))
 
