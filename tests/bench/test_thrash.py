@@ -58,8 +58,9 @@ def test_plain_lru_knows_no_deadlines_no_tenants_and_fetches_nothing_ahead_and_v
     assert settings.disk.prefetch_every_s > 1e6
     bounds = settings.queue
     assert (bounds.max_waiting_per_tenant, bounds.max_waiting_loads_per_tenant) == (bounds.max_waiting, bounds.max_waiting_loads)
-    assert settings_toml.parse(lru.settings) == SharingSettings(CacheSettings(order="lru"))
-    assert settings_toml.parse(value.settings) == SharingSettings()
+    assert settings_toml.parse(lru.settings) == SharingSettings(CacheSettings(order="lru", prepacked="off"))
+    assert settings_toml.parse(value.settings) == SharingSettings(CacheSettings(prepacked="off"))
+    assert SharingSettings().memory.order == "value"
     assert lru.has_deadlines
     assert value.has_deadlines
 

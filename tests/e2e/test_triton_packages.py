@@ -86,6 +86,30 @@ def test_an_answer_says_which_version_gave_it_and_others_can_be_asked(shop: Endp
     assert failure.value.status() == "404"
 
 
+def test_the_index_and_the_statistics_name_the_versions_and_the_config_says_which_and_how_often_they_answer(shop: Endpoint) -> None:
+    with triton_http.InferenceServerClient(shop.server.url.removeprefix("http://")) as client:
+        asked = triton_http.InferInput("A", [1, 1], "FP32")
+        asked.set_data_from_numpy(np.array([[2]], np.float32))
+        before = answered(client, "shop/times")
+        for version in ("1", "3", ""):
+            client.infer("shop/times", [asked], model_version=version)
+        gained = {version: count - before.get(version, 0) for version, count in answered(client, "shop/times").items()}
+        assert gained == {"1": 1, "3": 2}
+        assert list(answered(client, "shop/times", "3")) == ["3"]
+        ready = {(each["name"], each["version"]) for each in client.get_model_repository_index() if each["state"] == "READY"}
+        assert {("shop/times", "1"), ("shop/times", "3")} <= ready
+        assert ("shop/times", "2") not in ready
+        assert client.get_model_config("shop/times")["version_policy"] == {"specific": {"versions": [1, 3]}}
+        decoupled = {name: client.get_model_config(f"shop/{name}")["model_transaction_policy"] for name in ("times", "counter")}
+        assert decoupled == {"times": {"decoupled": False}, "counter": {"decoupled": True}}
+
+
+def answered(client: Any, name: str, version: str = "") -> dict[str, int]:
+    """How many inferences of each version."""
+    found = client.get_inference_statistics(name, version)["model_stats"]
+    return {each["version"]: each["inference_count"] for each in found}
+
+
 def test_a_checkpoint_in_a_package_answers_as_it_does_alone(shop: Endpoint) -> None:
     texts = ["the order has not arrived", "help me"]
     asked = {"name": "text", "datatype": "BYTES", "shape": [2, 1], "data": texts}

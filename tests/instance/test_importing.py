@@ -283,6 +283,25 @@ class TestAhead:
             found = await finding
         assert found.stored.manifest.digest in kept(store)
 
+    async def test_only_a_fetch_that_somebody_waited_for_tells_how_long_one_takes(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / name, seed=seed) for seed, name in enumerate("ab")]
+        async with finder_of(store) as finder:
+            assert (await finder.find(source(folders[0]), NOBODY, Urgency.AHEAD)).fetch_s is None
+            assert (await finder.find(source(folders[1]), NOBODY)).fetch_s
+            assert (await finder.find(source(folders[1]), NOBODY)).fetch_s is None
+
+    async def test_two_may_fetch_one_artifact_ahead_and_both_are_hastened(self, store: TensorStore, models: Path) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder:
+            with held(store.folder / "import.lock"):
+                both = [asyncio.create_task(finder.find(source(folder), NOBODY, Urgency.AHEAD)) for _ in range(2)]
+                await until(lambda: bool(finder.importers.pids()))
+                [ahead] = finder.importers.pids()
+                finder.hasten(source(folder))
+                await until(lambda: len(finder.importers.pids()) == 2 and ahead not in finder.importers.pids())
+            found = await asyncio.gather(*both)
+        assert {one.stored.manifest.digest for one in found} == kept(store)
+
     async def test_to_hasten_what_nobody_fetches_changes_nothing(self, store: TensorStore, models: Path) -> None:
         async with finder_of(store) as finder:
             finder.hasten(source(models / "a"))

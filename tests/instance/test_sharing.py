@@ -238,13 +238,14 @@ class TestLoads:
 
     async def test_what_is_fetched_ahead_holds_up_nobody_who_waits(self) -> None:
         async with sharing(models=8) as flat:
-            for name in ("a.0", "b.0"):
+            for name in ("a.0", "a.1", "b.0"):
                 await fetched_slowly(flat, name)
             flat.finder.gate.clear()
-            with pytest.raises(TooLate, match="loaded for the next"):
-                await flat.use_by("a.0", 1.0)
+            for name in ("a.0", "a.1"):  # there are two places
+                with pytest.raises(TooLate, match="loaded for the next"):
+                    await flat.use_by(name, 1.0)
             rider = asyncio.create_task(flat.use_by("b.0", 3.5))
-            await flat.until(lambda: len(flat.cache.loading()) == 2)
+            await flat.until(lambda: len(flat.cache.loading()) == 3)
             flat.finder.gate.set()
             await rider
 

@@ -32,9 +32,6 @@ class Talker(RemoteModel):
     def signature_of(self, version: str) -> Signature:
         raise NotImplementedError(version)
 
-    def is_decoupled(self, version: str) -> bool:
-        raise NotImplementedError(version)
-
     async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:
         raise NotImplementedError(call)
 

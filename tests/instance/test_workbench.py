@@ -1,6 +1,7 @@
 """The workbench: a bounded number waits, and every run tells how long it took."""
 
 import asyncio
+import queue
 import threading
 import time
 from dataclasses import replace
@@ -11,12 +12,12 @@ import pytest
 
 from flatshare.core.call import InferCall, InferResult
 from flatshare.core.errors import BadInput, Overloaded, OverQuota, TooLate
-from flatshare.core.ids import Tenant
+from flatshare.core.ids import ModelKey, Tenant
 from flatshare.core.settings import QueueSettings, SharingSettings, TenantSettings
 from flatshare.core.signature import Signature, Task
 from flatshare.core.tensor import Tensor
 from flatshare.instance.backends.base import StopSign
-from flatshare.instance.job import Mergeable, Run, Ticket
+from flatshare.instance.job import Job, Mergeable, Run, Ticket
 from flatshare.instance.workbench import Workbench
 from flatshare.policy import pace
 from tests.calls import text_call
@@ -159,9 +160,114 @@ class TestFairness:
         await asyncio.gather(*(bench.run(both.wait, ticket=Ticket(A, run_s=5.0)) for _ in range(2)))
         bench.close()
 
+    async def test_one_that_comes_as_the_wait_for_short_ones_ends_is_run_by_who_it_was_handed_to(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        is_looking, has_come = threading.Event(), threading.Event()
+
+        class Desk(queue.SimpleQueue[list[Job]]):
+            """The time is over at the very moment at which a job is put here."""
+
+            def get(self, block: bool = True, timeout: float | None = None) -> list[Job]:
+                if timeout is None:
+                    return super().get(block)
+                is_looking.set()
+                assert has_come.wait(10)
+                raise queue.Empty
+
+        monkeypatch.setattr(queue, "SimpleQueue", Desk)
+        bench, gates = Workbench(2, waiting(100)), [threading.Event() for _ in range(3)]
+        await bench.run(lambda: 1, ticket=Ticket(B))
+        long = [asyncio.create_task(bench.run(gate.wait, ticket=Ticket(A, run_s=5.0))) for gate in gates[:2]]
+        await asyncio.to_thread(is_looking.wait, 10)  # the second long one is held back, and a worker waits for short ones
+        gates[0].set()
+        await long[0]
+        await until_waiting(bench, A, 0)
+        handed = asyncio.create_task(bench.run(gates[2].wait, ticket=Ticket(B)))
+        await asyncio.sleep(0)
+        has_come.set()
+        next_one = asyncio.create_task(bench.run(lambda: 4, ticket=Ticket(B)))
+        await until_waiting(bench, B, 1)  # both workers are busy
+        for gate in gates[1:]:
+            gate.set()
+        async with asyncio.timeout(10):
+            assert [(await run).result for run in (long[1], handed, next_one)] == [True, True, 4]
+        bench.close()
+
     async def test_with_nobody_else_about_long_runs_take_all_workers(self) -> None:
         bench, both = Workbench(2, waiting(100)), threading.Barrier(2, timeout=10)
         await asyncio.gather(*(bench.run(both.wait, ticket=Ticket(A, run_s=5.0)) for _ in range(2)))
+        bench.close()
+
+    async def test_a_short_run_goes_between_the_parts_of_long_ones_that_hold_all_workers(self) -> None:
+        bench, models = Workbench(2, waiting(100)), [Parted(), Parted()]
+        long = [asyncio.create_task(bench.infer(model, ModelKey(str(n)), text_call(MANY), A, None)) for n, model in enumerate(models)]
+        for model in models:
+            assert await asyncio.to_thread(model.is_running.wait, 10)
+        short = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B)))
+        await until_waiting(bench, B, 1)
+        models[0].may_go_on.release()
+        async with asyncio.timeout(10):
+            assert (await short).result == 1
+        assert not any(run.done() for run in long)
+        for model in models:
+            model.may_go_on.release(9)
+        runs = await asyncio.gather(*long)
+        assert [model.parts for model in models] == [5, 5]
+        assert all(run.seconds > 0 for run in runs)
+        bench.close()
+
+    async def test_a_run_that_turns_out_to_be_long_gives_way_too_and_what_it_gave_is_not_counted_as_its_own(self) -> None:
+        bench, model = Workbench(1, SharingSettings(queue=QueueSettings(long_run_ms=0.001))), Parted()
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call("one"), A, None))
+        assert await asyncio.to_thread(model.is_running.wait, 10)
+        between = asyncio.create_task(bench.run(partial(time.sleep, 0.3), ticket=Ticket(B, run_s=0.0)))
+        await until_waiting(bench, B, 1)
+        model.may_go_on.release(9)
+        run, _ = await long, await between
+        assert run.waited_s >= 0.3
+        assert run.seconds < run.waited_s
+        bench.close()
+
+    async def test_who_was_let_go_first_gives_way_to_nobody(self) -> None:
+        bench, outer, inner = Workbench(1, SharingSettings(queue=QueueSettings(long_run_ms=0.001))), Parted(), Parted()
+        ends = list[str]()
+        long = asyncio.create_task(bench.infer(outer, ModelKey("outer"), text_call("one"), A, None, lambda _: ends.append("outer")))
+        assert await asyncio.to_thread(outer.is_running.wait, 10)
+        ticket, sign = Ticket(B, run_s=0.0), StopSign(bench._give_way)
+        first = asyncio.create_task(bench.run(partial(inner.run, text_call("two"), sign), sign, ticket, lambda _: ends.append("first")))
+        second = asyncio.create_task(bench.run(lambda: 1, ticket=ticket, deliver=lambda _: ends.append("second")))
+        await until_waiting(bench, B, 2)
+        for model in (outer, inner):
+            model.may_go_on.release(9)
+        await asyncio.gather(long, first, second)
+        assert ends[0] == "first"
+        bench.close()
+
+    async def test_a_long_run_does_not_give_way_while_another_worker_serves_short_ones(self) -> None:
+        bench, model, gate = Workbench(2, waiting(100)), Parted(), threading.Event()
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(MANY), A, None))
+        assert await asyncio.to_thread(model.is_running.wait, 10)
+        serving = asyncio.create_task(bench.run(gate.wait, ticket=Ticket(B)))
+        await until_idle(bench, 0)
+        queued = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B)))
+        await until_waiting(bench, B, 1)
+        model.may_go_on.release(9)
+        await long
+        gate.set()
+        await asyncio.gather(serving, queued)
+        assert model.away_s < 0.01
+        bench.close()
+
+    async def test_a_short_one_with_a_deadline_is_not_refused_for_long_runs_that_give_way(self) -> None:
+        bench, model = Workbench(1, waiting(100)), Parted()
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(100 * MANY), A, None))
+        assert await asyncio.to_thread(model.is_running.wait, 10)
+        short = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B, deadline_s=time.monotonic() + 10)))
+        await until_waiting(bench, B, 1)
+        model.may_go_on.release(9)
+        assert (await short).result == 1
+        await long
         bench.close()
 
 
@@ -324,6 +430,32 @@ class Counting:
 
     def ticket(self, call: InferCall) -> Ticket:
         return Ticket(A, units=pace.units_of(call), mergeable=Mergeable(self, call))
+
+
+MANY = "word " * 2_000
+"""So many tokens that a run of them is long."""
+
+
+class Parted:
+    """Runs in five parts; waits for leave before each but the first."""
+
+    signature = Signature(Task.EMBEDDING, "test", (), ())
+
+    def __init__(self) -> None:
+        self.is_running = threading.Event()
+        self.may_go_on = threading.Semaphore(0)
+        self.parts = 0
+        self.away_s = 0.0
+
+    def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
+        assert stop is not None
+        while self.parts < 5:
+            stop.between_parts()
+            self.parts += 1
+            self.is_running.set()
+            assert self.may_go_on.acquire(timeout=10)
+        self.away_s = stop.away_s
+        return InferResult(())
 
 
 async def until_waiting(bench: Workbench, tenant: Tenant, count: int) -> None:

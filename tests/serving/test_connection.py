@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ssl
+import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -109,6 +110,20 @@ async def test_an_idle_connection_keeps_nothing_of_its_last_answer() -> None:
         async with asyncio.timeout(10):
             while built.last_reply() is not None:  # noqa: ASYNC110  # the answer goes out before its task has come to rest
                 await asyncio.sleep(0)
+
+
+async def test_an_idle_connection_keeps_nothing_of_its_last_request() -> None:
+    async with house(Bounds(max_body_bytes=8_000_000)) as built, caller(built) as c:
+        tracemalloc.start()
+        try:
+            c.writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5000000\r\n\r\n" + bytes(5_000_000))
+            assert (await c.answer())[2] == bytes(5_000_000)
+            built.requests.clear()
+            async with asyncio.timeout(10):
+                while tracemalloc.get_traced_memory()[0] > 1_000_000:  # noqa: ASYNC110  # as above
+                    await asyncio.sleep(0)
+        finally:
+            tracemalloc.stop()
 
 
 async def test_a_caller_who_answers_at_once_is_never_forgotten() -> None:

@@ -23,7 +23,8 @@ TARGETS = {
 }  # fmt: skip
 AT_LEAST = {"overload_goodput_ratio": 0.95, "thrash_goodput_ratio": 1.5} | promoted.TARGETS
 ROOMY = "6GiB"
-_VICTIM_RPS, _FLOOD_CALLERS = 5.0, 16
+_VICTIM_RPS, _RARE_RPS, _FLOOD_CALLERS = 5.0, 0.3, 16
+_BULK_CALLERS, _BULK_TEXTS = 4, 64
 _DEADLINE_MS = 1_000.0
 _CGROUP = Path("/sys/fs/cgroup/memory")
 _GIB = 2**30
@@ -93,7 +94,7 @@ def _unload(ground: Ground) -> None:
 
 def _neighbours(ground: Ground) -> None:
     catalogue, results = ground.catalogue, ground.results
-    step = ground.begin("a victim alone and beside floods", 4)
+    step = ground.begin("a victim alone and beside floods", 5)
     victim, others = catalogue[0].target, [tenant.target for tenant in catalogue[2:4]]  # one other tenant: query and document
     with ground.server() as server:
         alone = _victim_p99_ms(server, victim, ground.scale, step)
@@ -107,13 +108,17 @@ def _neighbours(ground: Ground) -> None:
         results.put("neighbour_added_services", (beside - alone) / service_ms)
         with flood(server, others, callers=_FLOOD_CALLERS, tokens=512):
             results.put("victim_beside_long_flood_p99_ms", _victim_p99_ms(server, victim, ground.scale, step), 1)
+        # Who asks so rarely finds both workers at calls of several seconds each, unless those give way.
+        with flood(server, others, callers=_BULK_CALLERS, tokens=512, texts=_BULK_TEXTS) as answers:
+            results.put("rare_victim_beside_bulk_p99_ms", _victim_p99_ms(server, victim, ground.scale, step, _RARE_RPS), 1)
+        results.put("bulk_service_p50_ms", median([answer.model_ms for answer in answers]), 1)
         with _loading_in_a_loop(server, catalogue[12:]) as loads:
             results.put("neighbour_load_ratio", _victim_p99_ms(server, victim, ground.scale, step) / alone)
         results.put("neighbour_loads_per_s", len(loads) / ground.scale.seconds, 1)
 
 
-def _victim_p99_ms(server: RunningServer, victim: str, scale: Scale, step: Callable[[], None]) -> float:
-    answers = at_random_moments(server, lambda number: (victim, text_of(30, number)), rate_rps=_VICTIM_RPS, seconds=scale.seconds)
+def _victim_p99_ms(server: RunningServer, victim: str, scale: Scale, step: Callable[[], None], rate_rps: float = _VICTIM_RPS) -> float:
+    answers = at_random_moments(server, lambda number: (victim, text_of(30, number)), rate_rps=rate_rps, seconds=scale.seconds)
     step()
     return 1e3 * percentile([answer.took_s for answer in answers], 0.99)
 
@@ -171,12 +176,12 @@ def _thrash(ground: Ground) -> None:
 
 def _in_one_gib(ground: Ground) -> None:
     """How many tenants are resident and answer at most twice as slowly, at the 99th percentile, as without the limit."""
-    catalogue, prefix, results, step = ground.catalogue, ground.prefix, ground.results, ground.begin("models in 1 GiB", 2)
-    with ground.server() as server:
-        free = _round_p99_ms(server, catalogue)
-    step()
+    catalogue, prefix, results, step = ground.catalogue, ground.prefix, ground.results, ground.begin("models in 1 GiB", 3)
     if not (_CGROUP / "cgroup.procs").exists():
         return  # only a cgroup of the first version that we may write is known here
+    with ground.server():  # all models are imported then
+        pass
+    step()
     group = _CGROUP / f"flatshare-{uuid4().hex[:8]}"
     group.mkdir()
     try:
@@ -188,12 +193,15 @@ def _in_one_gib(ground: Ground) -> None:
             uris = {model["uri"] for model in server.status()["models"]}
             resident = [tenant for tenant in catalogue if f"file://{prefix}/{tenant.target}" in uris]
             limited = _round_p99_ms(server, resident)
-            results.put("resident_in_1gib", len(resident), 0)
-            results.put("p99_in_1gib_ratio", limited / free)
-            results.put("models_in_1gib", len(resident) if limited <= 2 * free else 0, 0)
     finally:
         _remove(group)
     step()
+    with ground.server() as server:
+        free = _round_p99_ms(server, resident)
+    step()
+    results.put("resident_in_1gib", len(resident), 0)
+    results.put("p99_in_1gib_ratio", limited / free)
+    results.put("models_in_1gib", len(resident) if limited <= 2 * free else 0, 0)
 
 
 def _round_p99_ms(server: RunningServer, catalogue: list[Tenant]) -> float:

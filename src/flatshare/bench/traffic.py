@@ -68,9 +68,10 @@ def at_random_moments(
 
 
 @contextmanager
-def flood(server: RunningServer, targets: Sequence[str], *, callers: int, tokens: int) -> Iterator[list[Answer]]:
-    """Callers who ask again as soon as they are answered, as long as the block runs."""
-    messages = [_invocation(targets[number % len(targets)], text_of(tokens, number)) for number in range(64 * len(targets))]
+def flood(server: RunningServer, targets: Sequence[str], *, callers: int, tokens: int, texts: int = 1) -> Iterator[list[Answer]]:
+    """Callers who ask again as soon as they are answered, as long as the block runs; each time with so many texts of so many tokens."""
+    bodies = [[text_of(tokens, number + other) for other in range(texts)] for number in range(64 * len(targets))]
+    messages = [_invocation(targets[number % len(targets)], {"inputs": body}) for number, body in enumerate(bodies)]
     is_over, answers = threading.Event(), list[Answer]()
 
     async def call(lines: "_Lines", number: int) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+KINDS = ("counter", "gauge", "histogram")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelMetric:
@@ -10,7 +12,7 @@ class ModelMetric:
 
     name: str
     kind: str
-    """`counter`, `gauge` or `histogram`."""
+    """One of KINDS."""
     description: str
     labels: Mapping[str, str]
     value: float

@@ -44,7 +44,9 @@ class Signature:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     versions: tuple[str, ...] = (FIRST_VERSION,)
-    """That are served, ascending."""
+    """That are served, ascending: the last is what a call gets that names none."""
+    is_decoupled: bool = False
+    """It may answer a call any number of times."""
 
     def require_version(self, version: str) -> None:
         """Raises UnknownTarget for one that is not served."""

@@ -10,7 +10,7 @@ from operator import attrgetter
 from uuid import uuid4
 
 from flatshare.client.instance import InstanceClient
-from flatshare.core.call import ModelSource
+from flatshare.core.call import FIRST_VERSION, ModelSource
 from flatshare.core.errors import (
     BadInput,
     BadPackage,
@@ -41,6 +41,7 @@ OF_THE_MODEL = (BadInput, BadPackage, NeverFits, ModelFailed, TooSlow)
 _NOBODY_YET: frozenset[InstanceId] = frozenset()
 _ASK_S = 2.0  # an instance that is only busy answers from its event loop in milliseconds
 _DEADLINE = container.DEADLINE_MS.encode()
+_VERSION, _NO_VERSIONS = container.MODEL_VERSION.encode(), FIRST_VERSION.encode()
 _PHASES = {container.QUEUE_MS: "queue", container.COLD_START_MS: "load", container.MODEL_MS: "model"}
 
 
@@ -167,17 +168,20 @@ class Invoker:
         """Count one inference, once its answer is on its way."""
         call, answer = outcome.call, outcome.answer
         known = outcome.endpoint if outcome.endpoint in self._routes.endpoints else UNKNOWN
-        phases = {_PHASES[name]: float(value) / 1e3 for name, value in answer.reply.headers if name in _PHASES} if answer else {}
+        told = dict(answer.reply.headers) if answer else {}
+        phases = {_PHASES[name]: float(value) / 1e3 for name, value in told.items() if name in _PHASES}
         self._metrics.answered(known, outcome.status, outcome.took_s, phases)
         if call is None or answer is None:
             return
         is_success = answer.reply.status < 300
         if is_success:
-            cause = next((value.decode() for name, value in answer.reply.headers if name == container.COLD_CAUSE), "")
+            cause = told.get(container.COLD_CAUSE, b"").decode()
             self._routes.cold_starts.note(call.endpoint, call.target, phases.get("load", 0.0), cause)
-        if answer.reply.status != 404:  # callers invent names
-            ran_s = phases.get("model", 0.0)
-            self.statistics.note(call.endpoint, call.target, is_success=is_success, took_s=outcome.took_s, ran_s=ran_s)
+            version, ran_s = told.get(_VERSION, _NO_VERSIONS).decode(), phases.get("model", 0.0)
+            self.statistics.succeeded(call.endpoint, call.target, version, took_s=outcome.took_s, ran_s=ran_s)
+        elif answer.reply.status != 404:  # callers invent names
+            asked = dict(call.headers).get(_VERSION, b"").decode()
+            self.statistics.failed(call.endpoint, call.target, asked, took_s=outcome.took_s)
         if answer.reply.parts is not None:
             return  # a shadow's stream would have to be compared word by word
         if is_success or isinstance(container.error_in(answer.reply), OF_THE_MODEL):

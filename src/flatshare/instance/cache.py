@@ -1,7 +1,7 @@
 """Step 5 of a request's path: keep models in memory, lend them out, load what is missing, evict what is idle.
 
 One task owns the state: everything here runs on the event loop, the work that takes time on loader threads. A model that is lent out
-cannot be evicted; a request for a model that is being loaded joins the one load.
+cannot be evicted; a request for a model that is being loaded joins the one load, if it can wait so long.
 
     absent ──lease or load──▶ loading ──▶ resident ──evicted, or unloaded──▶ absent
                                  └─ fails: every rider hears why, the model is absent again
@@ -169,7 +169,10 @@ class ModelCache:
         now = self._clock.monotonic_s()
         ready = [(key, entry, entry.ready.result()) for key, entry in self._entries.items() if entry.is_loaded]
         taken = self.copies.taken_bytes
-        infos = [ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes, taken(k)) for k, e, m in ready]
+        infos = [
+            ResidentInfo(k, e.source.uri, m.digest, e.leases, now - e.used_s, m.mapped_bytes, taken(k), m.model[0].signature.versions)
+            for k, e, m in ready
+        ]
         return tuple(sorted(infos, key=lambda info: info.idle_s))
 
     def balance(self) -> Balance:
@@ -220,8 +223,8 @@ class ModelCache:
 
     def _join(self, key: ModelKey, entry: Holding, deadline_s: float | None) -> None:
         """Somebody waits now for what is loaded. Raises TooLate, at once, if it is fetched ahead and would not be there by the deadline."""
-        remaining_s = self.demand.reload_s(key, is_fetch=True) - (self._clock.monotonic_s() - entry.began_s)
-        if entry.gives_way and would_be_late(remaining_s, deadline_s):
+        # All of it, however long it has been under way: it may have stood behind those that are waited for all the time.
+        if entry.gives_way and would_be_late(self.demand.reload_s(key, is_fetch=True), deadline_s):
             self.demand.visit(key, entry.source)
             raise too_late(key, Start.FOR_THE_NEXT)
         self._finder.hasten(entry.source)

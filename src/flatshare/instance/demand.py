@@ -74,7 +74,7 @@ class DemandBook:
         known = self._models.get(key)
         if known is not None:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
-            self._models[key] = replace(known, reload_s=reload_s, fetch_s=known.fetch_s if fetch_s is None else fetch_s)
+            self._models[key] = replace(known, reload_s=reload_s, fetch_s=_learned(known.fetch_s, fetch_s))
         evicted_s = self._evicted_s.pop(key, None)
         self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
@@ -139,6 +139,13 @@ class DemandBook:
             return
         then_s = self._clock.monotonic_s() - age_s
         self._models[key] = replace(known, visits=replace(known.visits, last_s=then_s))
+
+
+def _learned(known_s: float, latest_s: float | None) -> float:
+    """Zero is not known."""
+    if latest_s is None:
+        return known_s
+    return known_s + _SMOOTHING * (latest_s - known_s) if known_s else latest_s
 
 
 def records(path: Path, now_s: float) -> list[Record]:

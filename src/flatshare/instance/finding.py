@@ -80,21 +80,19 @@ class ModelFinder:
         self._order = order
         self._note = note
         self.importers = Importers(disk.parallel_fetches)
-        self._looks_ahead: dict[str, Urgency] = {}
-        """What is being looked at before it is fetched ahead, and whether somebody waits for it since."""
+        self._looks: list[_Look] = []
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
     async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
         """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
-        began_s = time.monotonic()
-        if urgency is Urgency.AHEAD:
-            self._looks_ahead[source.uri] = urgency
+        began_s, look = time.monotonic(), _Look(source.uri, urgency)
+        self._looks.append(look)
         try:
             stored = await self.known(source)
         finally:
-            if urgency is Urgency.AHEAD:
-                urgency = self._looks_ahead.pop(source.uri, urgency)
+            self._looks.remove(look)
+            urgency = look.urgency
         look_s = time.monotonic() - began_s
         if stored is not None:
             return Found(stored, look_s)
@@ -119,8 +117,9 @@ class ModelFinder:
         return self._store.catalog.last_model_of(ArtifactUri(source.uri)) is not None
 
     def hasten(self, source: ModelSource) -> None:
-        if source.uri in self._looks_ahead:
-            self._looks_ahead[source.uri] = Urgency.DEMAND
+        for look in self._looks:
+            if look.uri == source.uri:
+                look.urgency = Urgency.DEMAND
         self.importers.hasten(ArtifactUri(source.uri))
 
     async def known(self, source: ModelSource) -> StoredModel | None:
@@ -162,3 +161,11 @@ class ModelFinder:
     def _taken(self, digest: ModelDigest) -> StoredModel | None:
         self._store.catalog.touch(digest, time.time())
         return self._store.stored(digest)
+
+
+@dataclass(slots=True, eq=False)
+class _Look:
+    """At an artifact, before it is fetched; somebody may come to wait for it meanwhile."""
+
+    uri: str
+    urgency: Urgency

@@ -22,30 +22,35 @@ class Importers:
 
     def __init__(self, parallel: int) -> None:
         self._lanes = {Urgency.DEMAND: _Lane(parallel, Urgency.DEMAND), Urgency.AHEAD: _Lane(1, Urgency.AHEAD)}
-        self._ahead: dict[ArtifactUri, asyncio.Task[Imported]] = {}
-        self._hastened: set[ArtifactUri] = set()
+        self._ahead: dict[ArtifactUri, list[asyncio.Task[Imported]]] = {}
+        """Two may be after one artifact: the one that looks what will be wanted, and a request whose time was too short."""
+        self._hastened: set[asyncio.Task[Imported]] = set()
 
     async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
         """Raises what `import_artifact` raises, and StoreUnavailable if its process died."""
         if job.urgency is Urgency.DEMAND:
             return await self._lanes[Urgency.DEMAND].run(job, tenant)
-        attempt = self._ahead[job.uri] = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, tenant))
+        attempt = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, tenant))
+        attempts = self._ahead.setdefault(job.uri, [])
+        attempts.append(attempt)
         try:
             return await attempt
         except asyncio.CancelledError:
-            if job.uri not in self._hastened:
+            if attempt not in self._hastened:
                 raise
             return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), tenant)
         finally:
-            self._hastened.discard(job.uri)
-            del self._ahead[job.uri]
+            self._hastened.discard(attempt)
+            attempts.remove(attempt)
+            if not attempts:
+                del self._ahead[job.uri]
 
     def hasten(self, uri: ArtifactUri) -> None:
         """Somebody waits now for what was to be fetched ahead: it goes on among the others that are waited for, where it stopped."""
-        attempt = self._ahead.get(uri)
-        if attempt is not None and not attempt.done() and uri not in self._hastened:
-            self._hastened.add(uri)
-            attempt.cancel()
+        for attempt in self._ahead.get(uri, ()):
+            if not attempt.done() and attempt not in self._hastened:
+                self._hastened.add(attempt)
+                attempt.cancel()
 
     def pids(self) -> list[int]:
         """Of the processes that are there now."""

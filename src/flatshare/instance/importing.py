@@ -61,7 +61,8 @@ class Imported:
 
     digest: ModelDigest
     sent_away: tuple[ArtifactUri, ...] = ()
-    took_s: float = 0.0
+    took_s: float | None = None
+    """As long as it takes when somebody waits for it; None if that was not seen: it was there, or half there, or gave way to others."""
 
 
 def import_artifact(job: ImportJob) -> Imported:
@@ -76,11 +77,13 @@ def import_artifact(job: ImportJob) -> Imported:
         known = store.catalog.model_of(job.uri, artifact.version)
         if known is not None:
             return Imported(known)
+        was_begun = any(incoming.iterdir())
         began_s, room = time.monotonic(), DiskRoom(store, job.disk_bytes, job.in_use, job.order)
         with room.reserved(_newcomer(artifact, job.urgency), incoming.with_suffix(".lock")):
             digest = _bring(store, artifact, job.root, incoming, Link(store.folder, job.settings, job.urgency))
-        took_s = time.monotonic() - began_s
-        store.catalog.remember_import(digest, took_s)
+        took_s = None if was_begun or job.urgency is Urgency.AHEAD else time.monotonic() - began_s
+        if took_s is not None:
+            store.catalog.remember_import(digest, took_s)
         room.settle(digest)
         return Imported(digest, tuple(room.sent_away), took_s)
 

@@ -98,6 +98,11 @@ class Job:
         return time.perf_counter() - self.asked_s
 
     @property
+    def gives_way(self) -> bool:
+        """Shorter ones may go first between its parts."""
+        return self._stop is not None
+
+    @property
     def is_wanted(self) -> bool:
         return self._work is not None
 
@@ -113,7 +118,9 @@ class Job:
             return
         started = time.perf_counter()
         try:
-            outcome = Run(work(), time.perf_counter() - started, started - self.asked_s)
+            result = work()
+            away_s = 0.0 if self._stop is None else self._stop.away_s
+            outcome = Run(result, time.perf_counter() - started - away_s, started + away_s - self.asked_s)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             self.fail(error)
             return
@@ -157,8 +164,8 @@ class Job:
             self._over.set_result(None)
 
 
-def run_together(jobs: Sequence[Job]) -> None:
-    """One call for all of them; if it fails, each alone, so that one rider's mistake is not the others'."""
+def run_together(jobs: Sequence[Job], stop: StopSign) -> None:
+    """One call for all of them; if it fails, each alone, so that one rider's mistake is not the others'. `stop` is only to give way."""
     mergeables = [job.ticket.mergeable for job in jobs]
     assert all(mergeables), "merged what cannot be. This is a bug."
     calls = [mergeable.call for mergeable in mergeables if mergeable]
@@ -166,12 +173,12 @@ def run_together(jobs: Sequence[Job]) -> None:
     assert model is not None
     started = time.perf_counter()
     try:
-        result = model.run(batching.merged(calls))
+        result = model.run(batching.merged(calls), stop)
         parts = batching.split(result, [len(call.inputs["text"].data) for call in calls])
     except BaseException:  # noqa: BLE001  # whatever it was, each one hears of its own in its own run
         for job in jobs:
             job.run()
         return
-    seconds, units = time.perf_counter() - started, sum(job.ticket.units for job in jobs)
+    seconds, units = time.perf_counter() - started - stop.away_s, sum(job.ticket.units for job in jobs)
     for job, part in zip(jobs, parts, strict=True):
         job.succeed(Run(part, seconds, started - job.asked_s, job.ticket.units / units))

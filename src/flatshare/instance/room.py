@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from flatshare.core.call import ModelSource
+from flatshare.core.call import FIRST_VERSION, ModelSource
 from flatshare.core.errors import NeverFits, OutOfMemory
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
@@ -45,6 +45,7 @@ class ResidentInfo:
     mapped_bytes: int
     copy_bytes: int = 0
     """Private memory of its prepacked copy, if it has one."""
+    versions: tuple[str, ...] = (FIRST_VERSION,)
 
 
 class Table(Protocol):

@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 
-from flatshare.core.call import InferResult, ModelSource
+from flatshare.core.call import InferCall, InferResult, ModelSource
 from flatshare.core.ids import ModelKey
 from flatshare.core.settings import SharingSettings
 from flatshare.core.signature import Signature, Task
@@ -76,14 +76,18 @@ class Server:
     async def _ask_remote(self, asks: "_Asking", request: Request, ride: Ride) -> Reply:
         """A model of another process has no use for an engine thread. One that is decoupled answers as often as it likes, in a stream."""
         lease, asked, call = asks.lease, asks.asked, remote.with_attributes(asks.asked.call, request)
-        form = writing.stream_form(request, asked) if asks.model.is_decoupled(call.version) else None
+        form = writing.stream_form(request, asked) if asks.model.signature_of(call.version).is_decoupled else None
         if form is not None and asked.request is not None:
             voice = streaming.Voice(form, asked.request, asks.name, lease.digest)
-            return await streaming.in_parts(asks.model, call, voice, asks.deadline_s, ride)
+            reply = await streaming.in_parts(asks.model, call, voice, asks.deadline_s, ride)
+            reply.headers = [_version(asks.model, call)]
+            return reply
         run = await remote.run(asks.model, call, lease.tenant, asks.deadline_s)
         result, attributes = remote.split_attributes(run.result)
         answer = infer.render(asked, lease.model.signature.task, result, asks.name, lease.digest)
-        return Reply(200, answer.body, answer.content_type, [*_timings(lease, run.seconds, run.waited_s), *attributes])
+        return Reply(
+            200, answer.body, answer.content_type, [_version(asks.model, call), *_timings(lease, run.seconds, run.waited_s), *attributes]
+        )
 
     async def describe(self, key: ModelKey, source: ModelSource | None, version: str) -> Reply:
         """What the model takes and gives, loading it if it is absent: only a loaded model knows."""
@@ -147,6 +151,10 @@ def _signature(model: LoadedModel | RemoteModel, version: str) -> Signature:
     signature = model.signature
     signature.require_version(version)
     return signature
+
+
+def _version(model: RemoteModel, call: InferCall) -> tuple[bytes, bytes]:
+    return container.MODEL_VERSION.encode(), (call.version or model.signature.versions[-1]).encode()
 
 
 def _timings(lease: Lease, ran_s: float, waited_s: float) -> list[tuple[bytes, bytes]]:

@@ -5,8 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -55,6 +54,7 @@ class Workbench:
         self.merged = 0
         """Requests that shared a run."""
         self._is_closed = False
+        self._here = threading.local()
         for thread in self._threads:
             thread.start()
 
@@ -109,7 +109,7 @@ class Workbench:
 
         Raises as `run`, and what the model or `deliver` raises.
         """
-        units, stop = pace.units_of(call), StopSign()
+        units, stop = pace.units_of(call), StopSign(self._give_way)
         ticket = Ticket(tenant, self._paces.seconds(key, units), units, deadline_s, Mergeable(model, call))
         run = await self.run(partial(model.run, call, stop), stop, ticket, deliver)
         # Once the answer is on its way: what is learned from it is for the next one.
@@ -188,7 +188,7 @@ class Workbench:
         if ticket.deadline_s is None:
             return
         now_s = time.monotonic()
-        running_s = sum(max(0.0, running.until_s - now_s) for running in self._running.values())
+        running_s = sum(self._left_s(running, now_s, is_long=is_long) for running in self._running.values())
         ahead_s = self._queue.ahead_of(ticket.tenant, is_long=is_long)
         is_busy = len(self._running) >= self._workers
         load = Load(self._workers, ahead_s, running_s if is_busy else 0.0, self._drift, self._shared_run_s if is_busy else 0.0)
@@ -198,9 +198,15 @@ class Workbench:
             raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {1e3 * left_s:.0f}: call again later")
         job.predicted_wait_s = pace.wait_s(load)
 
+    def _left_s(self, running: "_Running", now_s: float, *, is_long: bool) -> float:
+        """Until a newcomer can have this worker: a short one goes between the parts of a long run."""
+        left_s = max(0.0, running.until_s - now_s)
+        return left_s if is_long or not running.gives_way else min(left_s, self._sharing.queue.long_run_ms / 1e3)
+
     # On the workers; `_begin` and `_has_to_wait` on the loop too.
 
     def _work(self, number: int) -> None:
+        self._here.number, self._here.gives_way = number, False
         while not self._is_closed:
             jobs = self._until_called(number)
             while jobs:
@@ -212,15 +218,20 @@ class Workbench:
         desk = self._desks[number]
         if not len(self._queue):
             return desk.get() or self._take(number)
-        with suppress(queue.Empty):  # a long run has to wait for short ones, which may not come
+        try:  # a long run has to wait for short ones, which may not come
             return desk.get(timeout=_KEEP_FOR_SHORT_S) or self._take(number)
-        return self._take(number)
+        except queue.Empty:
+            with self._lock:
+                is_called = number not in self._idle  # since the time was over, and what it is called for is on its desk
+                if not is_called:
+                    self._idle.remove(number)
+            return (desk.get() if is_called else []) or self._take(number)
 
     def _take(self, number: int) -> list[Job]:
         """The next one, and its like; none if nobody may run now, and then the worker counts as idle."""
         with self._lock:
             now_s = time.monotonic()
-            if number in self._idle:  # nobody called, and nobody shall while it works
+            if number in self._idle:  # only `close` calls without taking it off the list
                 self._idle.remove(number)
             job = None
             if len(self._queue) and not self._is_closed:
@@ -228,15 +239,20 @@ class Workbench:
             if job is None:
                 self._idle.append(number)
                 return []
-            jobs = self._together(job, now_s)
-            for one in jobs:
-                self._drift = pace.drifted(self._drift, one.predicted_wait_s, one.waited_s())
-            self._begin(number, jobs, now_s)
-            return jobs
+            return self._start(number, job, now_s)
+
+    def _start(self, number: int, job: Job, now_s: float) -> list[Job]:
+        """One that has waited, and its like."""
+        jobs = self._together(job, now_s)
+        for one in jobs:
+            self._drift = pace.drifted(self._drift, one.predicted_wait_s, one.waited_s())
+        self._begin(number, jobs, now_s)
+        return jobs
 
     def _begin(self, number: int, jobs: list[Job], now_s: float) -> None:
         expected_s = sum(job.ticket.run_s for job in jobs)
-        self._running[number] = _Running(now_s, now_s + expected_s, 1e3 * jobs[0].ticket.run_s > self._sharing.queue.long_run_ms)
+        is_long = 1e3 * jobs[0].ticket.run_s > self._sharing.queue.long_run_ms
+        self._running[number] = _Running(now_s, now_s + expected_s, is_long, jobs[0].gives_way)
         for job in jobs:
             job.begin()
 
@@ -274,7 +290,7 @@ class Workbench:
         began_s = time.monotonic()
         try:
             if len(timely) > 1:
-                run_together(timely)
+                run_together(timely, StopSign(self._give_way))
             elif timely:
                 timely[0].run()
         finally:
@@ -283,6 +299,30 @@ class Workbench:
                 if timely:
                     self._shared_run_s += _SMOOTHING * (time.monotonic() - began_s - self._shared_run_s)
                 self.merged += len(timely) if len(timely) > 1 else 0
+
+    def _give_way(self) -> None:
+        """Between the parts of a run: if all workers are at long ones, and short ones wait, their first is run here and now."""
+        if not len(self._queue) or self._is_closed or self._here.gives_way:
+            return
+        number, now_s = self._here.number, time.monotonic()
+        with self._lock:
+            if self._idle or not all(self._is_long(running, now_s) for running in self._running.values()):
+                return
+            job = self._queue.pop(with_long=False)
+            if job is None:
+                return
+            interrupted = self._running[number]
+            jobs = self._start(number, job, now_s)
+        self._here.gives_way = True  # one that turns out to be long keeps its turn: else each would put off all before it
+        self._run(number, jobs)
+        self._here.gives_way = False
+        with self._lock:
+            took_s = time.monotonic() - now_s
+            self._running[number] = replace(interrupted, until_s=interrupted.until_s + took_s)
+
+    def _is_long(self, running: "_Running", now_s: float) -> bool:
+        """As was expected, or as it turns out."""
+        return running.is_long or 1e3 * (now_s - running.began_s) > self._sharing.queue.long_run_ms
 
 
 class _Visitors:
@@ -328,6 +368,7 @@ class _Running:
     until_s: float
     """Expected."""
     is_long: bool
+    gives_way: bool
 
 
 def _is_like(job: Job, other: Job) -> bool:

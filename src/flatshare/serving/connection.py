@@ -227,6 +227,7 @@ class Connection(asyncio.Protocol):
         self._is_receiving = False
         self._is_in_head = True
         arrival = _Arrival(self._request(), self._parser.should_keep_alive(), self._parser.get_http_version() != "1.0")
+        self._begin()  # what has gone into the request is the request's alone
         if self._is_handling:
             self._arrived.append(arrival)
             if len(self._arrived) > self._bounds.max_pipelined:

@@ -20,7 +20,7 @@ from obstore.store import ObjectStoreMethods, S3Store
 
 from flatshare.core.errors import StoreUnavailable
 from flatshare.core.sizes import MIB
-from flatshare.store.objects import SourceFile
+from flatshare.store.objects import SourceFile, store_errors
 
 _TAG = re.compile(r'"([0-9a-f]{32})(?:-(\d+))?"')
 _PART_BYTES = 8 * MIB  # of the AWS CLI and boto3
@@ -57,7 +57,8 @@ def _md5(part: bytes | memoryview) -> bytes:
 
 def is_md5(store: ObjectStoreMethods, key: str) -> bool:
     """Does the store make this object's tag of its bytes? Asks it. Raises StoreUnavailable."""
-    address = obstore.sign(cast("S3Store", store), "HEAD", key, timedelta(minutes=1))
+    with store_errors(key):
+        address = obstore.sign(cast("S3Store", store), "HEAD", key, timedelta(minutes=1))
     question = urllib.request.Request(address, method="HEAD")  # noqa: S310  # the store's own address
     try:
         with urllib.request.urlopen(question, timeout=_PATIENCE_S) as answer:  # noqa: S310

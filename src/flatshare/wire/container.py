@@ -22,7 +22,7 @@ CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 """What caller and model tell each other beside the body: a parameter of the model's request and response, of this name."""
 TARGET_MODEL = "x-amzn-sagemaker-target-model"
 MODEL_VERSION = "x-flatshare-model-version"
-"""Which version of the model the caller wants; the latest, if it is not said."""
+"""Which version of the model the caller wants: the latest, if it is not said. In an answer of a model that has versions: which gave it."""
 DEADLINE_MS = "x-flatshare-deadline-ms"
 SOURCE_URI = "x-flatshare-source-uri"
 SOURCE_ROOT = "x-flatshare-source-root"
@@ -120,15 +120,16 @@ def render_metadata(signature: Signature, digest: str) -> Reply:
     """`GET /models/{id}/metadata`."""
     answer = {"task": signature.task, "platform": signature.platform, "digest": digest}
     sides = {"inputs": signature.inputs, "outputs": signature.outputs, "versions": signature.versions}
-    return Reply(200, orjson.dumps({**answer, **sides}))
+    return Reply(200, orjson.dumps({**answer, **sides, "is_decoupled": signature.is_decoupled}))
 
 
 def parse_metadata(body: bytes) -> ModelMetadata:
     """The inverse of `render_metadata`, of an instance of ours."""
     fields = orjson.loads(body)
     sides = {name: tuple(TensorInfo(**item | {"shape": tuple(item["shape"])}) for item in fields[name]) for name in ("inputs", "outputs")}
-    versions = tuple(fields.get("versions", (FIRST_VERSION,)))
-    return ModelMetadata(Signature(Task(fields["task"]), fields["platform"], **sides, versions=versions), fields["digest"])
+    versions, is_decoupled = tuple(fields.get("versions", (FIRST_VERSION,))), fields.get("is_decoupled", False)
+    signature = Signature(Task(fields["task"]), fields["platform"], **sides, versions=versions, is_decoupled=is_decoupled)
+    return ModelMetadata(signature, fields["digest"])
 
 
 def error_sentence(reply: Reply) -> str:

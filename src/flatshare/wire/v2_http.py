@@ -124,11 +124,11 @@ def config(name: str, model: ModelMetadata) -> dict[str, Any]:
         "name": name,
         "platform": signature.platform,
         "backend": "flatshare",
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": {"specific": {"versions": list(map(int, signature.versions))}},
         "max_batch_size": 0,
         "input": [_tensor_config(info) | {"optional": info.is_optional} for info in signature.inputs],
         "output": [_tensor_config(info) for info in signature.outputs],
-        "model_transaction_policy": {"decoupled": False},
+        "model_transaction_policy": {"decoupled": signature.is_decoupled},
     }
 
 

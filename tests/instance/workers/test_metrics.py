@@ -106,6 +106,8 @@ def test_a_histogram_that_does_not_fit_what_is_known_is_dropped() -> None:
         good | {"labels": {"le": "1"}},
         good | {"name": "other", "bounds": [], "counts": []},
         good | {"kind": "counter"},
+        good | {"name": "down", "bounds": [2.0, 1.0], "counts": [0, 0, 0]},
+        good | {"name": "endless", "bounds": [1.0, float("inf")], "counts": [0, 0, 0]},
         good | {"name": "wide", "bounds": [*range(2000)], "counts": [0] * 2001},
     ]
     metrics.take([good, good, *bad], "m")
@@ -123,6 +125,7 @@ def test_names_and_labels_are_few_short_and_not_the_platforms() -> None:
         good | {"labels": {"user": "x" * 200}},
         good | {"labels": {f"l{n}": "x" for n in range(20)}},
         good | {"kind": "gauge"},
+        good | {"name": "strange", "kind": "summary"},
         good | {"value": float("inf")},
     ]
     metrics.take([good, *bad], "m")

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatshare import __version__
-from flatshare.core.call import FIRST_VERSION
 from flatshare.core.errors import FlatshareError, Unsupported
 from flatshare.core.ids import EndpointName
 from flatshare.gateway.call import Answer, ModelCall
 from flatshare.gateway.invoke import Invoker, Outcome, stopwatch
 from flatshare.gateway.names import ModelName, ModelNames
 from flatshare.gateway.readiness import Readiness
-from flatshare.gateway.statistics import Duration, ModelCounts
+from flatshare.gateway.statistics import CountedVersion, Duration
 from flatshare.gateway.status import FleetStatus
 from flatshare.gateway.visitor import LOAD, UNLOAD, Visitor
 from flatshare.security.entry import Entry
@@ -104,20 +103,21 @@ class OpenInference:
         """Of one model, or of all that were asked if the name is empty."""
         if not name:
             visitor.require_overview()
-            return {"model_stats": [_counts(f"{m.endpoint}/{m.target}", m.counts) for m in self._invoker.statistics]}
+            return {"model_stats": [_counts(f"{each.endpoint}/{each.target}", each) for each in self._invoker.statistics]}
         model = await self._model(visitor, name)
         await self._ask(visitor, model, "/metadata" if version else "/artifact", version)
-        return {"model_stats": [_counts(name, self._invoker.statistics.of(model.endpoint, model.target))]}
+        return {"model_stats": [_counts(name, each) for each in self._invoker.statistics.of(model.endpoint, model.target, version)]}
 
     async def index(self, visitor: Visitor, *, is_ready_only: bool) -> list[dict[str, Any]]:
-        """The models in memory, and those that were asked for since the start. Any other is loaded when it is asked for."""
+        """The versions in memory, and those that were asked for since the start. Any other is loaded when it is asked for."""
         visitor.require_overview()
-        resident = set[str]()
+        resident = set[tuple[str, str]]()
         for instance in await self._status.gather():
-            names = (self._names.name_of(model["uri"], EndpointName(instance["endpoint"])) for model in instance.get("models", ()))
-            resident.update(name for name in names if name is not None)
-        known = resident if is_ready_only else resident | {f"{m.endpoint}/{m.target}" for m in self._invoker.statistics}
-        return [_indexed(name, is_resident=name in resident) for name in sorted(known)]
+            for model in instance.get("models", ()):
+                name = self._names.name_of(model["uri"], EndpointName(instance["endpoint"]))
+                resident.update((name, version) for version in model["versions"] if name is not None)
+        asked = set() if is_ready_only else {(f"{each.endpoint}/{each.target}", each.version) for each in self._invoker.statistics}
+        return [_indexed(*known, is_resident=known in resident) for known in sorted(resident | asked)]
 
     async def load(self, visitor: Visitor, name: str, parameters: Mapping[str, Any]) -> None:
         """Bring a model into memory ahead of its first call."""
@@ -166,19 +166,19 @@ def _successful(answer: Answer) -> Reply:
     return answer.reply
 
 
-def _indexed(name: str, *, is_resident: bool) -> dict[str, Any]:
+def _indexed(name: str, version: str, *, is_resident: bool) -> dict[str, Any]:
     state, reason = ("READY", "") if is_resident else ("UNAVAILABLE", "not in memory: loaded when it is asked for")
-    return {"name": name, "version": FIRST_VERSION, "state": state, "reason": reason}
+    return {"name": name, "version": version, "state": state, "reason": reason}
 
 
-def _counts(name: str, counts: ModelCounts) -> dict[str, Any]:
+def _counts(name: str, counted: CountedVersion) -> dict[str, Any]:
     """A call is one execution; the engine's part is not divided into input, inference and output."""
-    none = Duration()
+    none, counts = Duration(), counted.counts
     durations = {"success": counts.success, "fail": counts.fail, "queue": counts.waited, "compute_input": none}
     durations |= {"compute_infer": counts.ran, "compute_output": none, "cache_hit": none, "cache_miss": none}
     return {
         "name": name,
-        "version": FIRST_VERSION,
+        "version": counted.version,
         "last_inference": counts.last_wall_ms,
         "inference_count": counts.success.count,
         "execution_count": counts.success.count,

@@ -1,11 +1,13 @@
 """What the cache and the server ask of an engine."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from flatshare.core.call import InferCall, InferResult
+from flatshare.core.errors import Abandoned
 from flatshare.core.ids import NOBODY, Tenant
 from flatshare.core.signature import Signature
 from flatshare.core.spec import StoredModel
@@ -23,19 +25,36 @@ class Footprint:
     shared: dict[str, int]
 
 
+def _nobody_waits() -> None:
+    """What a run of one part gives way to."""
+
+
 class StopSign:
-    """Set when nobody waits for the answer any more. An Event without the means to wait for it: one is made for every run."""
+    """What a run looks at between its parts: whether anybody waits for its answer still, and whether shorter runs wait for its worker."""
 
-    __slots__ = ("_is_set",)
+    __slots__ = ("_give_way", "_is_set", "away_s")
 
-    def __init__(self) -> None:
+    def __init__(self, give_way: Callable[[], None] = _nobody_waits) -> None:
+        """`give_way` runs what is to go first, if anything is, and returns."""
         self._is_set = False
+        self._give_way = give_way
+        self.away_s = 0.0
+        """How long others ran in its midst."""
 
     def set(self) -> None:
+        """Nobody waits for the answer any more."""
         self._is_set = True
 
     def is_set(self) -> bool:
         return self._is_set
+
+    def between_parts(self) -> None:
+        """Raises Abandoned if nobody waits for the answer."""
+        if self._is_set:
+            raise Abandoned("the caller has left")
+        began_s = time.perf_counter()
+        self._give_way()
+        self.away_s += time.perf_counter() - began_s
 
 
 class LoadedModel(Protocol):
@@ -96,10 +115,6 @@ class RemoteModel(ABC):
     @abstractmethod
     def signature_of(self, version: str) -> Signature:
         """Of one version; of the latest for none. Raises UnknownTarget."""
-
-    @abstractmethod
-    def is_decoupled(self, version: str) -> bool:
-        """Whether it may answer a call any number of times."""
 
     @abstractmethod
     async def infer(self, call: InferCall, tenant: Tenant = NOBODY, deadline_s: float | None = None) -> InferResult:

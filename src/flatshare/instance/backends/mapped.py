@@ -17,7 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from flatshare.core.call import InferCall, InferResult
-from flatshare.core.errors import Abandoned, BadInput, UnsupportedModel
+from flatshare.core.errors import BadInput, UnsupportedModel
 from flatshare.core.ids import Digest
 from flatshare.core.signature import Signature, Task
 from flatshare.core.spec import POOLING_MASK, TOKENS_PER_RUN, ModelManifest, StoredModel
@@ -132,8 +132,8 @@ class MappedModel(Packable):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         outputs: list[NDArray[np.float32]] = [_NOTHING] * len(rows)
         for group in equal_length_runs([len(row.ids) for row in rows], TOKENS_PER_RUN):
-            if stop is not None and stop.is_set():
-                raise Abandoned("the caller has left")
+            if stop is not None:
+                stop.between_parts()
             for index, output in zip(group, self._forward([rows[i] for i in group]), strict=True):
                 outputs[index] = output
         remarks = {"tokens": tuple(len(row.ids) for row in rows), "truncated": tuple(i for i, row in enumerate(rows) if row.is_cut)}

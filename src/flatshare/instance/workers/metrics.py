@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from flatshare.core.readings import ModelMetric
+from flatshare.core.readings import KINDS, ModelMetric
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("workers")
@@ -77,11 +77,12 @@ class _Series:
 
     def is_whole(self, kind: str) -> bool:
         buckets = len(self.bounds) + 1 if kind == "histogram" else 0
-        return isfinite(self.value) and len(self.counts) == buckets and min(self.counts, default=0) >= 0
+        is_ladder = all(map(isfinite, self.bounds)) and list(self.bounds) == sorted(set(self.bounds))
+        return isfinite(self.value) and is_ladder and len(self.counts) == buckets and min(self.counts, default=0) >= 0
 
 
 def _is_proper(name: str, kind: str, labels: Mapping[str, str]) -> bool:
-    if not all(_NAME.fullmatch(one) for one in (name, *labels)) or name.startswith(_OURS):
+    if kind not in KINDS or not all(_NAME.fullmatch(one) for one in (name, *labels)) or name.startswith(_OURS):
         return False
     if _TAKEN & labels.keys() or (kind == "histogram" and "le" in labels):
         return False

@@ -69,7 +69,7 @@ async def heard(model: RemoteModel, count: int) -> tuple[list[int], str]:
 class TestWorkers:
     async def test_an_ensemble_with_a_decoupled_step_is_decoupled(self, hotel: Hotel, tmp_path: Path) -> None:
         model = await hotel.load(write_pipeline(tmp_path / "package"))
-        assert model.is_decoupled("")
+        assert model.signature.is_decoupled
         assert await heard(model, 5) == ([0, -1, -2, -3, -4], "")
         assert await heard(model, 0) == ([], "")
 

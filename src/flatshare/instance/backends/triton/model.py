@@ -147,10 +147,6 @@ class TritonModel(RemoteModel):
         entry = self._steps[unit.model, unit.version]
         await entry.stream(_ask(call, entry.config, tenant), lambda answer: heard(_result(answer, unit)))
 
-    def is_decoupled(self, version: str) -> bool:
-        unit = self._unit(version)
-        return self._steps[unit.model, unit.version].config.is_decoupled
-
     async def resolve(self, name: str, version: int, ask: Ask) -> list[Answer]:
         """For ensembles, and for models that call others: the model of this repository with that name."""
         return await self._step(name, version).infer(ask)

@@ -15,7 +15,8 @@ from flatshare.wire.triton_config import ENSEMBLE, MAPPED, ConfigTensor, TritonC
 def signature(config: TritonConfig) -> Signature:
     """As callers see it."""
     platform = ENSEMBLE if config.backend == ENSEMBLE else _PLATFORMS.get(config.backend, config.backend)
-    return Signature(Task.TENSORS, platform, config.tensor_infos(config.inputs), config.tensor_infos(config.outputs))
+    sides = config.tensor_infos(config.inputs), config.tensor_infos(config.outputs)
+    return Signature(Task.TENSORS, platform, *sides, is_decoupled=config.is_decoupled)
 
 
 _PLATFORMS = {MAPPED: PLATFORM, "onnxruntime": "onnxruntime_onnx", "pytorch": "pytorch_libtorch"}
