@@ -23,4 +23,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if largest:
         terminalreporter.section("equality with transformers and sentence-transformers")
         for (family, task, source), difference in sorted(largest.items()):
-            terminalreporter.line(f"{family:<12} {task:<32} {source:<18} {difference:.1e}")
+            terminalreporter.line(f"{family:<12} {task:<32} {source:<25} {difference:.1e}")

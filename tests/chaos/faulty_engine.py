@@ -1,6 +1,8 @@
 """An instance whose models do harm when a text tells them to: the real engine, with a fuse in each model. Started by faulty_server.py."""
 
 import ctypes
+import os
+import signal
 import sys
 import time
 from functools import partial
@@ -32,6 +34,10 @@ class FusedModel:
         command, _, amount = call.inputs["text"].texts()[0].partition(" ")
         if command == "SEGFAULT":
             ctypes.string_at(0)
+        elif command == "RAISE":
+            raise LookupError("a bug of the engine")
+        elif command == "KILL":
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does that has no memory left
         elif command == "HANG":
             time.sleep(float(amount))  # deaf to `stop`
         elif command == "LEAK":

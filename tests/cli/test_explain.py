@@ -33,6 +33,9 @@ def test_of_a_model_in_memory_it_says_whose_it_is_what_it_is_worth_and_why_it_ca
 def test_of_an_absent_model_it_says_what_a_load_would_do_and_does_not_do_it(at_server: Flatshare, explained: Endpoint) -> None:
     said = at_server("explain", "acme/idle", "--endpoint", explained.name, "--json").json
     assert (said["state"], said["tenant"], said["dry_run"]["verdict"]) == ("absent", "acme", "import first")
+    assert said["dry_run"]["needs_bytes"] > sum(path.stat().st_size for path in (explained.folder / "acme/idle").rglob("*.safetensors"))
+    assert "then admit" in (plain := at_server("explain", "acme/idle", "--endpoint", explained.name).said)
+    assert "needs about 1." in plain
     assert not [model for model in explained.instances()[0]["models"] if model["uri"].endswith("/idle")]
 
 

@@ -101,3 +101,5 @@ def test_top_shows_instances_models_and_reasons(at_server: Flatshare, stocked: E
     [instance] = [i for i in at_server("top", "--json").json["instances"] if i["endpoint"] == "stock"]
     assert instance["balance"]["models"] == len(NAMES)
     assert instance["in_flight"] == 0
+    assert instance["signs"]["available"] > 0
+    assert "page" in said

@@ -78,7 +78,26 @@ def test_every_metric_is_on_the_operations_page() -> None:
     text = metrics.render(
         [
             InstanceReading(
-                "e", "i", 1, 1, 1, 1, 1, 1, 1, 0, {"load": 1}, {"mapped": 1}, {"too_late": 1}, {"long": 1}, 0, 0.5, lacks_memory=True
+                "e",
+                "i",
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                0,
+                {"load": 1},
+                {"mapped": 1},
+                {"too_late": 1},
+                {"long": 1},
+                0,
+                0.5,
+                lacks_memory=True,
+                stalled_percent=0,
+                refaults_per_s=0,
+                major_faults_per_s=0,
             )
         ],
         {"e"},

@@ -18,7 +18,7 @@ UNIT = (ROOT / "packaging/flatshare.service").read_text()
 _INSTRUCTIONS = {"FROM", "WORKDIR", "COPY", "RUN", "ENV", "USER", "VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
 
-def _instructions() -> list[tuple[str, str]]:
+def instructions() -> list[tuple[str, str]]:
     lines = re.sub(r"\\\n\s*", "", CONTAINERFILE).splitlines()
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in lines if line and not line.startswith("#")]
 
@@ -35,13 +35,13 @@ def _require_options(arguments: list[str]) -> None:
 
 
 def test_the_container_has_known_instructions_and_copies_what_is_there() -> None:
-    assert {name for name, _ in _instructions()} <= _INSTRUCTIONS
-    copied = [words for name, rest in _instructions() if name == "COPY" for words in [rest.split()] if not rest.startswith("--from")]
+    assert {name for name, _ in instructions()} <= _INSTRUCTIONS
+    copied = [words for name, rest in instructions() if name == "COPY" for words in [rest.split()] if not rest.startswith("--from")]
     assert [source for words in copied for source in words[:-1] if not (ROOT / source).exists()] == []
 
 
 def test_the_container_runs_without_root_and_with_authentication() -> None:
-    named = dict(_instructions())
+    named = dict(instructions())
     user, _, group = named["USER"].partition(":")
     assert int(user) > 0
     assert int(group) > 0

@@ -5,6 +5,8 @@ import queue
 import signal
 import socket
 import threading
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -267,6 +269,25 @@ def test_a_grpc_caller_who_gives_up_frees_its_place(endpoint: Endpoint) -> None:
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     until(lambda: all(instance["in_flight"] == 0 for instance in endpoint.instances()))
     endpoint.require_right(HEALTHY)
+
+
+def test_an_answer_that_would_miss_the_settings_deadline_is_504_with_when_to_try_again(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "models/acme", 1)
+    (tmp_path / "settings.toml").write_text("[queue]\ndeadline_ms = 0.01\n")
+    with serving(tmp_path / "data", options=("--settings", str(tmp_path / "settings.toml"))) as server:
+        deploy(server, "e", tmp_path / "models")
+        body = orjson.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [TEXT]}]})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}/v2/models/e/acme/infer", body, timeout=30)
+        assert (refused.value.code, refused.value.headers["Retry-After"]) == (504, "1")
+        assert "deadline" in orjson.loads(refused.value.read())["error"]
+        assert server.grpc_address is not None
+        request = service_pb2.ModelInferRequest(model_name="e/acme", raw_input_contents=[len(TEXT).to_bytes(4, "little") + TEXT.encode()])
+        request.inputs.add(name="text", datatype="BYTES", shape=[1])
+        with grpc.insecure_channel(server.grpc_address) as channel, pytest.raises(grpc.RpcError) as late:
+            service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+        assert (late.value.code(), ("retry-after", "1") in late.value.trailing_metadata()) == (grpc.StatusCode.DEADLINE_EXCEEDED, True)
+        assert "deadline" in late.value.details()
 
 
 def test_sigterm_ends_idle_streams_and_connections_and_answers_what_is_under_way(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """An instance around the fake backend: everything but the engine and the disk is real."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,8 @@ from flatshare.instance import loading as loading_module
 from flatshare.instance.backends.fake import FakeBackend
 from flatshare.instance.books import Books
 from flatshare.instance.cache import ModelCache
-from flatshare.instance.finding import Found
+from flatshare.instance.finding import Found, Unseen
+from flatshare.instance.turnstile import always
 from flatshare.telemetry.journal import Entry, Journal
 
 BASE = 5_000
@@ -64,6 +65,9 @@ class FakeFinder:
     sources: list[ModelSource] = field(default_factory=list)
     hastened: list[ModelSource] = field(default_factory=list)
     look_s: float = 0.0
+    is_wanted: Callable[[], bool] = always
+    """What the last search was told."""
+    unseen_bytes: int = 0
     not_here: set[str] = field(default_factory=set)
     """Names of models that have to be fetched."""
 
@@ -73,7 +77,14 @@ class FakeFinder:
     def put(self, name: str, size: int = 1_000, *, graph: str = "g", shared: dict[str, int] | None = None) -> None:
         self.models[name] = stored_model(name, {f"weights of {name}": size, **(shared or {})}, graph=graph)
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        self.is_wanted = is_wanted
         self.searches += 1
         self.urgencies.append(urgency)
         self.sources.append(source)
@@ -93,8 +104,8 @@ class FakeFinder:
     def hasten(self, source: ModelSource) -> None:
         self.hastened.append(source)
 
-    async def known(self, source: ModelSource) -> StoredModel | None:
-        return self.models.get(source.uri.rsplit("/", 1)[1])
+    async def known(self, source: ModelSource) -> StoredModel | Unseen:
+        return self.models.get(source.uri.rsplit("/", 1)[1], Unseen(self.unseen_bytes))
 
     def is_here(self, source: ModelSource) -> bool:
         return source.uri.rsplit("/", 1)[1] not in self.not_here
@@ -131,6 +142,19 @@ class Flat:
         await self.cache.unload(key_of(name))
         for _ in range(40):
             self.cache.demand.loaded(key_of(name), took_s)
+
+    async def loaded_at_once(self, names: Sequence[str]) -> list[str]:
+        """One request for each while the first one's load is under way; in which order they are loaded."""
+        self.backend.gate.clear()
+        before = self.finder.searches
+        requests = []
+        for count, name in enumerate(names, start=before + 1):
+            requests.append(asyncio.create_task(self.use(name)))
+            await self.until(lambda count=count: self.finder.searches == count)  # type: ignore[misc]
+        await self.until(lambda: self.cache._loads.turns.waiting == len(names) - 1)
+        self.backend.gate.set()
+        await asyncio.gather(*requests)
+        return [entry.model.rsplit("/", 1)[1] for entry in reversed(self.entries("load")[: len(names)])]
 
     @property
     def resident(self) -> set[str]:

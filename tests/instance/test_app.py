@@ -14,6 +14,7 @@ from flatshare.instance.app import InstanceApp
 from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
+from flatshare.policy.pressure import Signs
 from flatshare.wire import container
 from flatshare.wire.http import Reply, Request
 from tests.instance.conftest import BASE, SESSION, Flat, key_of, running_flat, source
@@ -48,7 +49,8 @@ async def door() -> AsyncIterator[Door]:
             flat.finder.put(f"m{index}")
         workbench = Workbench(1, SharingSettings(queue=QueueSettings(max_waiting=2)))
         explainer = Explainer(flat.cache, flat.finder, flat.journal)
-        yield Door(flat, InstanceApp(Server(flat.cache, workbench), flat.cache, workbench, flat.journal, flat.backend, explainer))
+        server, signs = Server(flat.cache, workbench), Signs(8, 6, major_faults_per_s=5.0)
+        yield Door(flat, InstanceApp(server, flat.cache, workbench, flat.journal, flat.backend, explainer, lambda: signs))
         workbench.close()
 
 
@@ -206,6 +208,7 @@ async def test_the_status_counts_refusals_by_reason_and_who_waits_by_class(door:
     assert status["refusal_counts"] == {"never_fits": 1, "too_late": 1}
     assert status["waiting_by_class"].keys() == {"short", "long", "load"}
     assert status["thrash"].keys() == {"loads", "reloads", "index", "lacks_memory"}
+    assert (status["signs"]["available"], status["signs"]["major_faults_per_s"]) == (6, 5.0)
 
 
 async def test_the_door_answers_a_ping(door: Door) -> None:

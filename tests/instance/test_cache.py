@@ -118,6 +118,28 @@ class TestLoading:
         await flat.until(lambda: flat.resident == {"m0"})
         assert flat.cache.snapshot()[0].leases == 0
 
+    async def test_the_finder_hears_whether_anybody_still_waits(self, flat: Flat) -> None:
+        flat.finder.gate.clear()
+        rider = asyncio.create_task(ride(flat, "m0"))
+        await flat.until(lambda: flat.finder.searches == 1)
+        assert flat.finder.is_wanted()
+        rider.cancel()
+        await asyncio.wait([rider])
+        assert not flat.finder.is_wanted()
+        another = asyncio.create_task(ride(flat, "m0"))
+        await flat.until(flat.finder.is_wanted)
+        flat.finder.gate.set()
+        await another
+        assert flat.finder.searches == 1
+
+    async def test_what_is_loaded_ahead_is_wanted_although_nobody_waits(self, flat: Flat) -> None:
+        flat.finder.gate.clear()
+        warming = asyncio.create_task(flat.cache.warm(key_of("m0"), source("m0")))
+        await flat.until(lambda: flat.finder.searches == 1)
+        assert flat.finder.is_wanted()
+        flat.finder.gate.set()
+        await warming
+
     async def test_the_finder_is_told_what_is_in_use(self, flat: Flat) -> None:
         await flat.use("m0", "m1")
         assert flat.finder.in_use == {flat.finder.models["m0"].manifest.digest}

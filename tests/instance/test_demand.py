@@ -88,3 +88,36 @@ def test_what_is_known_better_is_not_overwritten() -> None:
     book.visit(M0, source("m0"))
     book.restore(M0, Known(source("old"), Visits(0.0), 1.0), 5.0)
     assert book.known()[M0].source == source("m0")
+
+
+def reload_often(book: DemandBook, clock: ManualClock, seconds: int) -> None:
+    """Once a second a model that has just been evicted comes back."""
+    for _ in range(seconds):
+        clock.advance(1)
+        book.evicted(M0)
+        book.loaded(M0, 0.03)
+
+
+def lacks_memory(book: DemandBook) -> bool:
+    return book.lacks_memory
+
+
+def test_a_burst_of_reloads_and_then_silence_is_no_lack_of_memory() -> None:
+    clock = ManualClock()
+    book = DemandBook(clock)
+    reload_often(book, clock, 5)
+    clock.advance(121)
+    assert not lacks_memory(book)
+    reload_often(book, clock, 1)
+    assert not lacks_memory(book)
+
+
+def test_two_minutes_of_reloads_are_a_lack_of_memory_until_they_end() -> None:
+    clock = ManualClock()
+    book = DemandBook(clock)
+    reload_often(book, clock, 119)
+    assert not lacks_memory(book)
+    reload_often(book, clock, 5)
+    assert lacks_memory(book)
+    clock.advance(121)
+    assert not lacks_memory(book)

@@ -14,17 +14,20 @@ import pytest
 
 from flatshare.bench.slow_store import slow_store
 from flatshare.core.call import ModelSource, Urgency
-from flatshare.core.errors import BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
+from flatshare.core.errors import Abandoned, BadPackage, DiskFull, StoreUnavailable, UnknownTarget, UnsupportedModel
 from flatshare.core.ids import ArtifactUri, ModelDigest, Tenant, model_key
+from flatshare.core.settings import DiskSettings, SharingSettings, TenantSettings
 from flatshare.instance import finding, importing, process
-from flatshare.instance.finding import ModelFinder
+from flatshare.instance.finding import Found, ModelFinder
 from flatshare.instance.importing import Imported, ImportJob, import_artifact
+from flatshare.instance.turnstile import Claim
 from flatshare.store.sources import Artifact, probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
 
 NOBODY: frozenset[ModelDigest] = frozenset()
 DISK = 10**9
+PLAIN = SharingSettings()
 
 
 @pytest.fixture
@@ -153,9 +156,9 @@ class TestDisk:
         async with finder_of(store) as finder:
             bring_in = finder.importers.run
 
-            async def seen(job: ImportJob, tenant: Tenant) -> Imported:
+            async def seen(job: ImportJob, claim: Claim) -> Imported:
                 urgencies.append(job.urgency)
-                return await bring_in(job, tenant)
+                return await bring_in(job, claim)
 
             monkeypatch.setattr(finding, "probe", held)
             monkeypatch.setattr(finder.importers, "run", seen)
@@ -183,9 +186,9 @@ def source(folder: Path) -> ModelSource:
 
 
 @asynccontextmanager
-async def finder_of(store: TensorStore) -> AsyncIterator[ModelFinder]:
+async def finder_of(store: TensorStore, sharing: SharingSettings = PLAIN) -> AsyncIterator[ModelFinder]:
     with ThreadPoolExecutor(2) as threads:
-        finder = ModelFinder(store, threads, DISK)
+        finder = ModelFinder(store, threads, DISK, sharing)
         try:
             yield finder
         finally:
@@ -253,6 +256,79 @@ class TestProcess:
         async with finder_of(store) as finder:
             found = await asyncio.gather(*(finder.find(source(folder), NOBODY) for folder in [*folders, *folders]))
         assert len({one.stored.manifest.digest for one in found}) == 4
+
+    @pytest.mark.parametrize(("urgency", "niceness"), [(Urgency.DEMAND, 10), (Urgency.AHEAD, 19)])
+    async def test_all_threads_of_an_import_leave_the_cores_to_requests(
+        self, store: TensorStore, models: Path, urgency: Urgency, niceness: int
+    ) -> None:
+        folder = write_checkpoint(models / "a")
+        async with finder_of(store) as finder, asyncio.TaskGroup() as group:
+            with held(store.folder / "import.lock"):
+                group.create_task(finder.find(source(folder), NOBODY, urgency))
+                await until((store.incoming_dir / model_key(uri_of(folder))).exists)
+                [pid] = finder.importers.pids()
+                expected = min(19, os.getpriority(os.PRIO_PROCESS, 0) + niceness)
+                assert niceness_of_threads(pid) == {expected}
+
+    async def test_a_fetch_that_nobody_waits_for_any_more_gives_its_turn_to_others(self, store: TensorStore, models: Path) -> None:
+        first, forsaken, last = (write_checkpoint(models / str(seed), seed=seed) for seed in range(3))
+        async with finder_of(store, SharingSettings(disk=ONE_FETCH)) as finder:
+            turns = finder.importers._lanes[Urgency.DEMAND]._turns
+            with held(store.folder / "import.lock"):
+                fetches = [asyncio.create_task(finder.find(source(first), NOBODY))]
+                await until(lambda: bool(finder.importers.pids()))
+                fetches.append(asyncio.create_task(finder.find(source(forsaken), NOBODY, is_wanted=lambda: False)))
+                await until(lambda: turns.waiting == 1)
+                fetches.append(asyncio.create_task(finder.find(source(last), NOBODY)))
+                await until(lambda: turns.waiting == 2)
+            found, error, other = await asyncio.gather(*fetches, return_exceptions=True)
+        assert isinstance(error, Abandoned)
+        assert isinstance(found, Found)
+        assert isinstance(other, Found)
+        assert kept(store) == {found.stored.manifest.digest, other.stored.manifest.digest}
+
+    async def test_fetches_go_by_the_weights_of_their_tenants(self, store: TensorStore, models: Path) -> None:
+        folders = [write_checkpoint(models / f"{tenant}/{seed}", seed=seed) for tenant in "ba" for seed in range(4)]
+        sharing = SharingSettings(disk=ONE_FETCH, tenants={Tenant("a"): TenantSettings(weight=3)})
+        order = await fetched_at_once(store, sharing, models, folders)
+        assert order[:4].count("a") == 3
+
+    async def test_a_tenant_whose_artifacts_are_large_has_fewer_fetches(self, store: TensorStore, models: Path) -> None:
+        large = [write_checkpoint(models / f"a/{seed}", seed=seed) for seed in range(2)]
+        for folder in large:
+            with (folder / "training_state.bin").open("wb") as file:
+                file.truncate(40 << 20)  # no part of the model, but of the fetch
+        small = [write_checkpoint(models / f"b/{seed}", seed=seed) for seed in range(5)]
+        order = await fetched_at_once(store, SharingSettings(disk=ONE_FETCH), models, [*large, *small])
+        assert order == ["a", *"bbbbb", "a"]
+
+
+def niceness_of_threads(pid: int) -> set[int]:
+    """As the kernel has it, proc(5)."""
+    stats = [(thread / "stat").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()]
+    return {int(stat.rpartition(")")[2].split()[16]) for stat in stats}
+
+
+ONE_FETCH = DiskSettings(parallel_fetches=1)
+
+
+async def fetched_at_once(store: TensorStore, sharing: SharingSettings, models: Path, folders: list[Path]) -> list[str]:
+    """All are asked for while another fetch is under way. Whose they are, in the order in which they are fetched."""
+    first, order = write_checkpoint(models / "first/0", seed=99), list[str]()
+
+    async def fetch(folder: Path) -> None:
+        await finder.find(ModelSource(uri_of(folder), f"file://{models}"), NOBODY)
+        order.append(folder.parent.name)
+
+    async with finder_of(store, sharing) as finder, asyncio.TaskGroup() as group:
+        turns = finder.importers._lanes[Urgency.DEMAND]._turns
+        with held(store.folder / "import.lock"):
+            group.create_task(fetch(first))
+            await until(lambda: bool(finder.importers.pids()))
+            for count, folder in enumerate(folders, start=1):
+                group.create_task(fetch(folder))
+                await until(lambda count=count: turns.waiting == count)  # type: ignore[misc]
+    return order[1:]
 
 
 @pytest.mark.slow

@@ -1,6 +1,11 @@
 """What the kernel says, read from files as kernels write them, and from this one."""
 
+import mmap
+import os
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from flatshare.instance.pressure import Kernel
 
@@ -52,6 +57,29 @@ def test_refaults_are_a_rate(tmp_path: Path) -> None:
     assert kernel.signs(10.0).refaults_per_s == 0
     (tmp_path / "proc/vmstat").write_text("workingset_refault_file 5000\n")
     assert kernel.signs(12.0).refaults_per_s == 2_000
+
+
+def test_major_faults_of_this_process_are_a_rate(tmp_path: Path) -> None:
+    stat = "7 (an odd) name) S 1 1 1 0 -1 4194304 500 0 {} 9 0 0 0 0 20 0 1 0 5 6 7"
+    kernel = write(tmp_path, {"proc/self/stat": stat.format(100)})
+    assert kernel.signs(10.0).major_faults_per_s == 0
+    (tmp_path / "proc/self/stat").write_text(stat.format(150))
+    assert kernel.signs(12.0).major_faults_per_s == 25
+    assert kernel.last().major_faults_per_s == 25
+
+
+def test_a_page_that_has_to_come_from_the_disk_is_seen(tmp_path: Path) -> None:
+    kernel, path = Kernel(), tmp_path / "weights"
+    path.write_bytes(os.urandom(1 << 20))
+    if subprocess.check_output(["/usr/bin/stat", "-f", "-c", "%T", path], text=True).strip() in {"tmpfs", "ramfs"}:
+        pytest.skip("the temporary folder is memory: nothing there comes from a disk")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        kernel.signs(0.0)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as weights:
+            assert sum(weights[:: mmap.PAGESIZE]) >= 0
+    assert kernel.signs(1.0).major_faults_per_s >= 1
 
 
 def test_this_kernel_answers() -> None:

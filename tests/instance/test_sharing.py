@@ -11,6 +11,7 @@ from flatshare.core.call import Urgency
 from flatshare.core.errors import DiskFull, NeverFits, OutOfMemory, Overloaded, OverQuota, TooLate
 from flatshare.core.ids import Tenant
 from flatshare.core.settings import CacheSettings, QueueSettings, SharingSettings, TenantSettings
+from flatshare.core.sizes import MIB
 from flatshare.instance import loading as loading_module
 from flatshare.instance.explain import Explainer, Explanation
 from tests.instance.conftest import BASE, OWN, SESSION, Flat, key_of, running_flat, source
@@ -157,6 +158,20 @@ class TestLoads:
             await asyncio.gather(guest, *flood)
             order = [entry.model.rsplit("/", 1)[1] for entry in reversed(flat.entries("load"))]
             assert order.index("b.0") <= 2
+
+    async def test_loads_go_by_the_weights_of_their_tenants(self) -> None:
+        async with sharing(models=40, queue=QueueSettings(parallel_loads=1), a=TenantSettings(weight=3)) as flat:
+            order = await flat.loaded_at_once(["c.0", *(f"b.{index}" for index in range(8)), *(f"a.{index}" for index in range(8))])
+            assert [name[0] for name in order[1:9]].count("a") == 6
+
+    async def test_a_tenant_whose_loads_take_long_has_fewer_of_them(self) -> None:
+        async with sharing(models=40, queue=QueueSettings(parallel_loads=1)) as flat:
+            slow, fast = [f"a.{index}" for index in range(4)], [f"b.{index}" for index in range(8)]
+            await flat.use(*slow, *fast)
+            for name in (*slow, *fast):
+                await flat.slow_load(name, 0.4 if name in slow else 0.03)
+            order = await flat.loaded_at_once(["c.0", *slow, *fast])
+            assert [name[0] for name in order[1:10]].count("b") == 8
 
     async def test_loads_that_wait_are_bounded_for_all_and_for_each(self) -> None:
         async with sharing(queue=QueueSettings(max_waiting_loads=4, max_waiting_loads_per_tenant=3)) as flat:
@@ -354,4 +369,40 @@ class TestExplain:
         async with sharing() as flat:
             said = await self.explain(flat, "unheard of")
             assert said.dry_run is not None
-            assert said.dry_run.verdict == "import first"
+            assert (said.dry_run.verdict, said.dry_run.is_estimate, said.dry_run.victims) == ("import first", False, ())
+
+    async def test_of_one_that_was_never_imported_it_estimates_by_its_artifact_who_would_go(self) -> None:
+        async with sharing(models=2, memory=CacheSettings(order="lru")) as flat:
+            flat.books.set_memory(flat.books.balance().memory_limit + MIB)
+            await flat.use("a.0", "b.0")
+            flat.finder.unseen_bytes = 1_500
+            said = (await self.explain(flat, "unheard of")).dry_run
+            assert said is not None
+            assert (said.verdict, said.is_estimate, said.needs_bytes) == ("import first", True, MIB + 1_500)
+            assert said.victims == (source("a.0").uri,)
+            assert "never imported here; if it takes what its artifact does, then evict first: lacked" in said.reason
+
+    async def test_of_one_that_was_refused_it_says_why_and_that_it_would_be_again(self) -> None:
+        async with sharing() as flat:
+            flat.finder.put("a.huge", 10**6)
+            with pytest.raises(NeverFits):
+                await flat.use("a.huge")
+            said = await self.explain(flat, "a.huge")
+            assert (said.state, said.history[0].kind) == ("absent", "refuse")
+            assert "an empty instance has room for" in said.history[0].reason
+            assert said.dry_run is not None
+            assert (said.dry_run.verdict, said.dry_run.reason) == ("never fits", said.history[0].reason)
+
+    async def test_of_one_that_was_refused_for_the_moment_it_says_why_and_that_now_it_would_come_in(self) -> None:
+        async with sharing(models=2) as flat:
+            async with flat.cache.lease(key_of("a.0"), source("a.0")), flat.cache.lease(key_of("a.1"), source("a.1")):
+                with pytest.raises(OutOfMemory):
+                    await flat.use("b.0")
+                said = await self.explain(flat, "b.0")
+                assert said.history[0].kind == "refuse"
+                assert "every model that could make room is in use" in said.history[0].reason
+                assert said.dry_run is not None
+                assert said.dry_run.verdict == "wait"
+            now = (await self.explain(flat, "b.0")).dry_run
+            assert now is not None
+            assert now.verdict == "evict first"

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from flatshare.core.ids import Tenant
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.turnstile import Claim, Turnstile
 
 A, B = Tenant("a"), Tenant("b")
 
@@ -20,7 +20,7 @@ class Hall:
         self.leave = asyncio.Event()
 
     async def visit(self, name: str, tenant: Tenant) -> None:
-        async with self.turnstile.turn(tenant):
+        async with self.turnstile.turn(Claim(tenant)):
             self.inside.append(name)
             self.most = max(self.most, len(self.inside))
             await self.leave.wait()
@@ -46,7 +46,7 @@ async def test_a_guest_of_another_tenant_does_not_wait_for_the_whole_flood() -> 
     turnstile, order = Turnstile(1), list[str]()
 
     async def visit(name: str, tenant: Tenant) -> None:
-        async with turnstile.turn(tenant):
+        async with turnstile.turn(Claim(tenant)):
             order.append(name)
             await asyncio.sleep(0)
 
@@ -79,3 +79,29 @@ async def test_one_who_gives_up_in_the_moment_of_its_turn_hands_it_on() -> None:
     async with asyncio.timeout(1):
         await asyncio.gather(first, third)
         await hall.visit("fourth", B)
+
+
+async def turns(claims: list[Claim]) -> str:
+    """One place, which is taken; who waits for it comes in the order of the claims. In which order they have their turns."""
+    turnstile, order = Turnstile(1), list[str]()
+
+    async def visit(claim: Claim) -> None:
+        async with turnstile.turn(claim):
+            order.append(claim.tenant)
+            await asyncio.sleep(0)
+
+    async with turnstile.turn(Claim(Tenant("first"))):
+        waiting = [asyncio.create_task(visit(claim)) for claim in claims]
+        await settle()
+    await asyncio.gather(*waiting)
+    return "".join(order)
+
+
+async def test_a_tenant_of_three_times_the_weight_has_three_turns_for_each_of_another() -> None:
+    order = await turns([Claim(B)] * 8 + [Claim(A, weight=3)] * 8)
+    assert order[:8].count("a") == 6
+
+
+async def test_who_takes_much_of_the_place_comes_less_often_than_who_takes_little() -> None:
+    order = await turns([Claim(A, cost=5)] * 4 + [Claim(B, cost=1)] * 10)
+    assert order[:12].count("b") == 10

@@ -1,6 +1,6 @@
 """Families that torch exports answer as transformers and sentence-transformers do, each with its own way to a vector or to labels.
 
-ALBERT's export runs in the process that it is made for (test_foreign.py); these run here, where torch is imported already.
+ALBERT's export runs in the process that it is made for (test_foreign.py), and one of these; the others run here, where torch is imported.
 """
 
 import warnings
@@ -61,9 +61,15 @@ FAMILIES = {
 }
 
 
+IN_A_PROCESS_OF_ITS_OWN = "squeezebert"
+
+
 @pytest.fixture(autouse=True)
-def _exported_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _exported_here(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     """In this process, which saves the seconds in which another one would import torch."""
+    if f"[{IN_A_PROCESS_OF_ITS_OWN}]" in request.node.name:
+        yield
+        return
 
     def export(out: Path, checkpoint: Path, head: str) -> dict[str, Any]:
         (out / "job.json").write_bytes(orjson.dumps({"checkpoint": str(checkpoint), "head": head}))
@@ -84,7 +90,7 @@ def compared(record_property: Any) -> Callable[..., None]:
         assert actual.shape == expected.shape
         difference = onnx_files.difference(actual, expected)
         record_property("equality", (family, task, "exported", difference))
-        assert difference <= onnx_files.CLOSE
+        assert difference <= 1e-5  # less than an import insists on
 
     return compare
 

@@ -62,7 +62,7 @@ def test_an_exported_model_answers_as_transformers_does(store: TensorStore, albe
     assert (report.manifest.family, report.manifest.max_tokens, report.manifest.width) == ("albert", 48, 3)
     texts = ("", *TEXTS)
     found = answers(store, report.manifest, "logits", *texts)
-    np.testing.assert_allclose(found, expected_logits(albert.checkpoint, *texts), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, expected_logits(albert.checkpoint, *texts), rtol=0, atol=1e-5)
 
 
 def _done_before(albert: Exported, report: dict[str, Any]) -> Callable[..., dict[str, Any]]:
@@ -111,7 +111,7 @@ class TestOnnxFiles:
         assert report.new_bytes == report.manifest.mapped_bytes > 35_000
         assert store.blob_path(report.manifest.graph).stat().st_size < 40_000
         found = answers(store, report.manifest, "logits", *TEXTS)
-        np.testing.assert_allclose(found, expected_logits(albert.checkpoint, *TEXTS), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(found, expected_logits(albert.checkpoint, *TEXTS), rtol=0, atol=1e-5)
 
     def test_long_texts_are_cut_where_the_tokenizer_says(self, store: TensorStore, with_onnx: Path) -> None:
         stored = store.stored(import_folder(store, with_onnx).manifest.digest)

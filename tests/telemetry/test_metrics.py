@@ -11,7 +11,7 @@ def reading(**changes: object) -> InstanceReading:
         "endpoint": "e", "instance": "i", "models": 2, "copies": 1, "anonymous_bytes": 3, "mapped_bytes": 4, "anonymous_limit_bytes": 5,
         "memory_limit_bytes": 6, "in_flight": 7, "waiting": 5, "decisions": {"load": 8, "evict": 1}, "evictions": {"mapped": 1},
         "refusals": {"too_late": 9}, "queues": {"short": 3, "long": 2, "load": 1}, "pressure_bytes": 10, "thrash_index": 0.25,
-        "lacks_memory": True,
+        "lacks_memory": True, "stalled_percent": 1.5, "refaults_per_s": 20.0, "major_faults_per_s": 30.0,
     }  # fmt: skip
     return InstanceReading(**(fields | changes))  # type: ignore[arg-type]  # fields of several types
 
@@ -71,6 +71,8 @@ def test_instances_are_told_of_as_they_are_and_no_more_when_they_are_gone() -> N
     assert [said[f'flatshare_queue_waiting{{class="{name}",{where}}}'] for name in ("short", "long", "load")] == [3, 2, 1]
     assert said[f"flatshare_memory_pressure_bytes{{{where}}}"] == 10
     assert (said[f"flatshare_thrash_index{{{where}}}"], said[f"flatshare_lacks_memory{{{where}}}"]) == (0.25, 1)
+    signs = ("memory_stalled_percent", "refaults_per_second", "major_faults_per_second")
+    assert [said[f"flatshare_{name}{{{where}}}"] for name in signs] == [1.5, 20, 30]
     assert not [name for name in values(metrics.render([], {"e"})) if "instance=" in name]
 
 

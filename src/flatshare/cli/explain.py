@@ -66,7 +66,8 @@ def _facts(said: dict[str, Any]) -> Table:
         table.add_row("prepacked copy", f"{format_size(said['copy_bytes'])} of private memory, the first to be given back")
     if said["dry_run"]:
         plan = said["dry_run"]
-        table.add_row("a load now", f"{plan['verdict']}: {escape(plan['reason'])} (needs {format_size(plan['needs_bytes'])})")
+        needs = f" (needs {'about ' if plan['is_estimate'] else ''}{format_size(plan['needs_bytes'])})" if plan["needs_bytes"] else ""
+        table.add_row("a load now", f"{plan['verdict']}: {escape(plan['reason'])}{needs}")
         for victim in plan["victims"]:
             table.add_row("  would evict", escape(victim))
     if said["problem"]:

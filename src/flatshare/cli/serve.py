@@ -98,14 +98,15 @@ def serve(*, insecure: bool, log_level: str, as_json: bool, **options: Any) -> N
     from flatshare.telemetry import log
 
     chosen = build.ServeOptions(**options)
-    _require_protection(chosen.host, chosen.auth, chosen.tls_cert, chosen.tls_key, insecure=insecure)
-    if chosen.runs_any_code:
-        errors.print(
-            "[yellow]warning:[/] whoever may write below an endpoint's prefix may run Python code here: "
-            "--model-code published runs what an operator has admitted",
-            soft_wrap=True,
-        )
     log.configure(json=chosen.json_logs, level=log_level)
+    _require_protection(chosen, insecure=insecure)
+    if chosen.runs_any_code:
+        _warn(
+            chosen,
+            "any_code_runs",
+            "whoever may write below an endpoint's prefix may run Python code here: "
+            "--model-code published runs what an operator has admitted",
+        )
     _lock(chosen.data_dir)
     with _start_explained(chosen.host, chosen.port):
         build.run(
@@ -145,6 +146,11 @@ def _greet(chosen: "ServeOptions", listening: "Listening", *, as_json: bool) -> 
     if as_json:
         print_json({"url": url, "grpc": grpc, "pid": os.getpid(), "data": str(chosen.data_dir)})
         return
+    if chosen.json_logs:
+        from flatshare.telemetry.log import get_logger
+
+        get_logger("serve").info("serving", url=url, grpc=grpc, memory_bytes=chosen.memory_bytes, data=str(chosen.data_dir))
+        return
     spoken = "" if grpc is None else f", gRPC on {grpc},"
     room, folder = format_size(chosen.memory_bytes), escape(str(chosen.data_dir))
     errors.print(f"[bold]flatshare[/] serves on [bold]{url}[/]{spoken} with {room} of memory; state in {folder}")
@@ -152,20 +158,30 @@ def _greet(chosen: "ServeOptions", listening: "Listening", *, as_json: bool) -> 
         errors.print(f'[dim]eval "$(flatshare env --url {url})" points AWS clients here; Ctrl-C stops[/]')
 
 
-def _require_protection(host: str, auth: str, tls_cert: Path | None, tls_key: Path | None, *, insecure: bool) -> None:
+def _warn(chosen: "ServeOptions", event: str, sentence: str) -> None:
+    """On the terminal, or as a line of the log where each has to be JSON."""
+    if chosen.json_logs:
+        from flatshare.telemetry.log import get_logger
+
+        get_logger("serve").warning(event, reason=sentence)
+    else:
+        errors.print(f"[yellow]warning:[/] {escape(sentence)}", soft_wrap=True)
+
+
+def _require_protection(chosen: "ServeOptions", *, insecure: bool) -> None:
     """Beyond this machine nobody is served unknown, unless the operator insists."""
-    if (tls_cert is None) != (tls_key is None):
+    if (chosen.tls_cert is None) != (chosen.tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key go together: give both, or neither")
-    if _is_loopback(host):
+    if _is_loopback(chosen.host):
         return
-    if auth == "none" and not insecure:
+    if chosen.auth == "none" and not insecure:
         raise click.UsageError(
-            f"without authentication {host} would be open to everybody: say --auth sigv4 (and see 'flatshare keys create'), "
+            f"without authentication {chosen.host} would be open to everybody: say --auth sigv4 (and see 'flatshare keys create'), "
             "listen on 127.0.0.1, or insist with --insecure"
         )
-    if tls_cert is None:
-        what = "tokens and bodies" if auth == "bearer" else "bodies"
-        errors.print(f"[yellow]warning:[/] without --tls-cert and --tls-key, {what} travel readable to and from {host}")
+    if chosen.tls_cert is None:
+        what = "tokens and bodies" if chosen.auth == "bearer" else "bodies"
+        _warn(chosen, "no_tls", f"without --tls-cert and --tls-key, {what} travel readable to and from {chosen.host}")
 
 
 def _is_loopback(host: str) -> bool:

@@ -56,7 +56,8 @@ def _screen(status: dict[str, Any]) -> Group:
 
 
 def _instances(instances: list[dict[str, Any]]) -> Table:
-    table = Table("endpoint", "instance", "models", "private", "mapped", "budget", "in flight", "loads", "evictions", title="instances")
+    columns = ("endpoint", "instance", "models", "private", "mapped", "budget", "in flight", "loads", "evictions", "page waits/s")
+    table = Table(*columns, title="instances")
     for instance in instances:
         if "error" in instance:
             table.add_row(instance["endpoint"], instance["instance"], escape(instance["error"]))
@@ -64,7 +65,8 @@ def _instances(instances: list[dict[str, Any]]) -> Table:
         balance, counts = instance["balance"], instance["decision_counts"]
         sizes = (format_size(balance[name]) for name in ("measured_anonymous", "mapped", "memory_limit"))
         numbers = (str(n) for n in (instance["in_flight"], counts.get("load", 0), counts.get("evict", 0)))
-        table.add_row(instance["endpoint"], instance["instance"], str(balance["models"]), *sizes, *numbers)
+        page_waits = f"{instance['signs']['major_faults_per_s']:.0f}"
+        table.add_row(instance["endpoint"], instance["instance"], str(balance["models"]), *sizes, *numbers, page_waits)
     return table
 
 

@@ -120,6 +120,7 @@ class QueueSettings:
     max_waiting_loads: int = 256
     max_waiting_loads_per_tenant: int = 128
     parallel_loads: int = 2
+    """From this disk, at once: enough to hide the disk, few enough to leave the cores to requests."""
     deadline_ms: float | None = None
     """For requests that name none."""
     batch_tokens: int = 512
@@ -149,7 +150,7 @@ class TenantSettings:
     """Section `[tenants.NAME]`; `[tenants.default]` is for those without one."""
 
     weight: float = 1.0
-    """Share of workers and loads, relative to the others."""
+    """Share of the time of workers and loads, and of the bytes that are fetched, relative to the others."""
     floor_bytes: int = 0
     """What others cannot push out."""
     ceiling_bytes: int | None = None

@@ -73,6 +73,7 @@ def _reading(status: dict[str, Any]) -> InstanceReading:
         pressure_bytes=balance["pressure"],
         thrash_index=status["thrash"]["index"],
         lacks_memory=status["thrash"]["lacks_memory"],
+        **{name: status["signs"][name] for name in ("stalled_percent", "refaults_per_s", "major_faults_per_s")},
         model_metrics=tuple(map(_model_metric, status.get("model_metrics", ()))),
     )
 

@@ -17,6 +17,7 @@ from flatshare.instance.cache import ModelCache
 from flatshare.instance.explain import Explainer
 from flatshare.instance.serve import Server
 from flatshare.instance.workbench import Workbench
+from flatshare.policy.pressure import Signs
 from flatshare.telemetry.journal import Journal
 from flatshare.telemetry.log import CURRENT_REQUEST, get_logger
 from flatshare.wire import container, faults
@@ -40,16 +41,18 @@ class InstanceApp:
         journal: Journal,
         backend: Backend,
         explainer: Explainer,
+        signs: Callable[[], Signs],
         single: ModelSource | None = None,
         model_metrics: Callable[[], list[ModelMetric]] = list,
     ) -> None:
-        """`single` is the model of POST /invocations; `model_metrics` what models count for themselves."""
+        """`signs` is what the kernel said last, `single` the model of POST /invocations, `model_metrics` what models count."""
         self._server = server
         self._cache = cache
         self._workbench = workbench
         self._journal = journal
         self._backend = backend
         self._explainer = explainer
+        self._signs = signs
         self._single = single
         self._refusals: Counter[str] = Counter()
         self._model_metrics = model_metrics
@@ -141,6 +144,7 @@ class InstanceApp:
         thrash = self._cache.demand.thrash
         status = {
             "balance": asdict(self._cache.balance()),
+            "signs": asdict(self._signs()),
             "engine": self._backend.statistics(),
             "model_metrics": [asdict(metric) for metric in self._model_metrics()],
             "in_flight": self._workbench.in_flight,

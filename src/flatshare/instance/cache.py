@@ -8,13 +8,13 @@ cannot be evicted; a request for a model that is being loaded joins the one load
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 
 from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import Clock
-from flatshare.core.errors import Abandoned, AlreadyLoaded, FlatshareError, NotResident, OutOfMemory
+from flatshare.core.errors import AlreadyLoaded, FlatshareError, NotResident, OutOfMemory
 from flatshare.core.ids import ModelDigest, ModelKey, Tenant
 from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
@@ -29,6 +29,7 @@ from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, wou
 from flatshare.instance.loading import Loader
 from flatshare.instance.recheck import Recheck
 from flatshare.instance.room import Held, ResidentInfo, Room
+from flatshare.instance.turnstile import Claim, always
 from flatshare.policy.loads import Start
 from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
@@ -255,7 +256,7 @@ class ModelCache:
         self.room.changed.set()
 
     async def _load(self, key: ModelKey, source: ModelSource, urgency: Urgency) -> Loaded:
-        found = await self._find(source, urgency)
+        found = await self._find(source, urgency, self._entries[key].is_wanted)
         reservation = self._loader.reservation(found.stored)
         if key in self._departing:  # the same model is on its way out, and still in the books
             await asyncio.wait([self._departing[key]])
@@ -276,11 +277,9 @@ class ModelCache:
 
     async def _in_turn(self, key: ModelKey, source: ModelSource, found: Found, reservation: Reservation) -> Loaded | None:
         """None if the tenant's own models are in the way: the turn goes to others meanwhile."""
-        tenant = self.room.tenant(source)
-        async with self._loads.turns.turn(tenant, self._sharing.tenant(tenant).weight):
-            entry, began_s = self._entries[key], self._clock.monotonic_s()
-            if not entry.leases and not entry.is_ahead and self._loads.turns.waiting:
-                raise Abandoned("whoever had asked for it left before its turn, and others wait for theirs")
+        tenant, entry = self.room.tenant(source), self._entries[key]
+        async with self._loads.turns.turn(Claim(tenant, self.room.weight(tenant), self.demand.load_s(key), entry.is_wanted)):
+            began_s = self._clock.monotonic_s()
             entrance = await self.room.reserve(key, source, reservation)
             if entrance is None:
                 return None
@@ -300,8 +299,8 @@ class ModelCache:
 
     # Keeping up with artifacts (instance/recheck.py).
 
-    async def _find(self, source: ModelSource, urgency: Urgency = Urgency.DEMAND) -> Found:
-        return await self._finder.find(source, self._digests_in_use(), urgency)
+    async def _find(self, source: ModelSource, urgency: Urgency = Urgency.DEMAND, is_wanted: Callable[[], bool] = always) -> Found:
+        return await self._finder.find(source, self._digests_in_use(), urgency, is_wanted)
 
     def _outdated(self, key: ModelKey, entry: Holding, reason: str) -> None:
         if self._entries.get(key) is entry:

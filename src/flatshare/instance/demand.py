@@ -21,6 +21,7 @@ from flatshare.policy.worth import Visits
 MOST = 100_000
 _UNKNOWN_RELOAD_S = 0.03  # the median cold start of a model that lies in the store
 _SMOOTHING = 0.3
+_MOMENTS = int(2 * thrash.WINDOW_S) + 1  # seconds of loads, that say whether the last two minutes were all above the limit
 UNREADABLE = (OSError, orjson.JSONDecodeError, TypeError, KeyError)
 
 
@@ -53,8 +54,7 @@ class DemandBook:
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._evicted_s: dict[ModelKey, float] = {}
         self._causes: dict[ModelKey, str] = {}
-        self._loads: deque[LoadEvent] = deque(maxlen=4096)
-        self._thrashes_since_s: float | None = None
+        self._loads: deque[LoadEvent] = deque(maxlen=_MOMENTS)
 
     def visit(self, key: ModelKey, source: ModelSource, at_s: float | None = None) -> None:
         """A request came: now, or a little before, by the monotonic clock."""
@@ -77,8 +77,12 @@ class DemandBook:
             self._models[key] = replace(known, reload_s=reload_s, fetch_s=_learned(known.fetch_s, fetch_s))
         evicted_s = self._evicted_s.pop(key, None)
         self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
-        self._loads.append(LoadEvent(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S))
-        self._thrashes_since_s = thrash.since_when(self.thrash, self._thrashes_since_s, now_s)
+        self._count_load(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S)
+
+    def _count_load(self, now_s: float, *, is_reload: bool) -> None:
+        moment_s = now_s // 1
+        latest = self._loads.pop() if self._loads and self._loads[-1].at_s == moment_s else LoadEvent(moment_s, 0, 0)
+        self._loads.append(LoadEvent(moment_s, latest.reloads + is_reload, latest.loads + 1))
 
     def _note_cause(self, key: ModelKey, evicted_ago_s: float | None) -> None:
         if evicted_ago_s is not None:
@@ -115,14 +119,19 @@ class DemandBook:
             return 0.0
         return known.reload_s + (known.fetch_s if is_fetch else 0.0)
 
+    def load_s(self, key: ModelKey) -> float:
+        """How long a load from this disk is expected to take, whether or not there was one."""
+        known = self._models.get(key)
+        return _UNKNOWN_RELOAD_S if known is None else known.reload_s
+
     @property
     def thrash(self) -> Thrash:
-        return thrash.observed(tuple(self._loads), self._clock.monotonic_s())
+        return thrash.observed(self._loads, self._clock.monotonic_s())
 
     @property
     def lacks_memory(self) -> bool:
         """The cache has thrashed for two minutes."""
-        return thrash.is_capacity_signal(self._thrashes_since_s, self._clock.monotonic_s())
+        return thrash.is_capacity_signal(self._loads, self._clock.monotonic_s())
 
     def known(self) -> Mapping[ModelKey, Known]:
         return self._models

@@ -4,15 +4,19 @@ from dataclasses import dataclass
 
 from flatshare.core.call import ModelSource
 from flatshare.core.errors import FlatshareError
-from flatshare.core.ids import ModelKey
+from flatshare.core.ids import ModelKey, TensorDigest
+from flatshare.core.sizes import MIB
+from flatshare.instance.backends.base import Footprint
+from flatshare.instance.books import Reservation
 from flatshare.instance.cache import ModelCache
-from flatshare.instance.finding import Finder
+from flatshare.instance.finding import Finder, Unseen
 from flatshare.policy import evict
 from flatshare.policy.admit import MemoryView, Need
 from flatshare.policy.evict import Resident
 from flatshare.telemetry.journal import Entry, Journal
 
 _HISTORY, _NEXT = 20, 10
+_OWN_BYTES = MIB  # of private memory: a mapped model takes less
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,8 @@ class DryRun:
     victims: tuple[str, ...]
     needs_bytes: int
     is_scratch: bool
+    is_estimate: bool = False
+    """The model was never imported here: it is taken to be as large as its artifact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class Explanation:
     spared_because: str | None
     """Why it cannot be evicted now, if it is in memory."""
     dry_run: DryRun | None
-    """If it is absent, and imported."""
+    """If it is absent."""
     problem: str | None
     """Why it could not be loaded."""
     history: tuple[Entry, ...]
@@ -108,14 +114,18 @@ class Explainer:
 
     async def _dry_run(self, key: ModelKey, source: ModelSource) -> DryRun:
         stored = await self._finder.known(source)
-        if stored is None:
-            return DryRun(
-                "import first", "this version of the artifact was never imported here: its size is not known", (), 0, is_scratch=False
-            )
-        need: Need = self._cache.room.need(key, source, self._cache.reservation_for(stored))
+        if isinstance(stored, Unseen) and not stored.size_bytes:
+            never = "this version of the artifact was never imported here: its size is not known"
+            return DryRun("import first", never, (), 0, is_scratch=False)
+        is_estimate = isinstance(stored, Unseen)
+        reservation = _estimate(source, stored.size_bytes) if isinstance(stored, Unseen) else self._cache.reservation_for(stored)
+        need: Need = self._cache.room.need(key, source, reservation)
         admission = self._cache.room.preview(need)
+        verdict, reason = admission.verdict.value, admission.reason
+        if is_estimate:
+            verdict, reason = "import first", f"never imported here; if it takes what its artifact does, then {verdict}: {reason}"
         victims = tuple(self._uri(victim) for victim in admission.victims)
-        return DryRun(admission.verdict.value, admission.reason, victims, need.total_bytes, admission.is_scratch)
+        return DryRun(verdict, reason, victims, need.total_bytes, admission.is_scratch, is_estimate)
 
     def _candidate(self, resident: Resident, view: MemoryView) -> Candidate:
         idle_s = view.rules.manners.now_s - resident.used_s
@@ -127,6 +137,11 @@ class Explainer:
         copy = self._cache.copies.get(key)
         source = copy.source if copy else self._cache.source_of(key)
         return source.uri if source else key
+
+
+def _estimate(source: ModelSource, size_bytes: int) -> Reservation:
+    """Of an artifact that nobody has opened: that its weights are all that it holds, and shared with nobody."""
+    return Reservation(Footprint(_OWN_BYTES, {}), {TensorDigest(source.uri): size_bytes})
 
 
 def _spared_because(resident: Resident, view: MemoryView) -> str | None:

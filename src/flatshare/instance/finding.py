@@ -11,18 +11,21 @@ from typing import Protocol
 from flatshare.core import errors
 from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.errors import BadPackage, StoreUnavailable
-from flatshare.core.ids import NOBODY, ArtifactUri, ModelDigest, Tenant
-from flatshare.core.settings import DiskSettings
+from flatshare.core.ids import ArtifactUri, ModelDigest
+from flatshare.core.settings import SharingSettings
 from flatshare.core.spec import StoredModel
 from flatshare.instance.importers import Importers
 from flatshare.instance.importing import ImportJob
+from flatshare.instance.turnstile import Claim, always
+from flatshare.policy import loads
 from flatshare.policy.evict import Order
+from flatshare.policy.tenants import TenantOf
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("finding")
-PLAIN_DISK = DiskSettings()
+_PLAIN = SharingSettings()
 _LEAST = {Order.VALUE: "was worth least per byte", Order.LRU: "was used least recently"}
 _TRUST_DISK_S = 10.0  # to find out that a store is dead takes as long
 
@@ -38,15 +41,32 @@ class Found:
     """What the import took, without its wait for a turn; None if there was none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """An artifact that was never imported here in its present version."""
+
+    size_bytes: int
+    """Zero if the store that would tell it does not answer."""
+
+
 class Finder(Protocol):
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
-        """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        """The model that lies at `source` now. Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull.
+
+        Raises Abandoned if it has to be fetched, is not wanted any more when its turn comes, and others wait for theirs.
+        """
 
     def hasten(self, source: ModelSource) -> None:
         """Somebody waits now for what is looked for ahead. Returns at once."""
 
-    async def known(self, source: ModelSource) -> StoredModel | None:
-        """The same without an import: None if this version of the artifact was never imported."""
+    async def known(self, source: ModelSource) -> StoredModel | Unseen:
+        """The same without an import."""
 
     def is_here(self, source: ModelSource) -> bool:
         """Is a version of it on this disk? Asks no store, returns at once."""
@@ -66,26 +86,30 @@ class ModelFinder:
         store: TensorStore,
         threads: Executor,
         disk_bytes: int,
-        tenant_of: Callable[[ModelSource], Tenant] = lambda _: NOBODY,
-        disk: DiskSettings = PLAIN_DISK,
-        order: Order = Order.VALUE,
+        sharing: SharingSettings = _PLAIN,
         note: Callable[[str, str], None] = lambda _uri, _reason: None,
     ) -> None:
-        """`order` says who leaves the disk first; `note` is told which artifact left it, and why."""
+        """`note` is told which artifact left the disk, and why."""
         self._store = store
-        self._tenant_of = tenant_of
+        self._tenant_of = TenantOf(sharing.memory.tenant_pattern)
         self._threads = threads
         self._disk_bytes = disk_bytes
-        self._disk = disk
-        self._order = order
+        self._sharing = sharing
+        self._order = Order(sharing.memory.order)
         self._note = note
-        self.importers = Importers(disk.parallel_fetches)
+        self.importers = Importers(sharing.disk.parallel_fetches)
         self._looks: list[_Look] = []
         self._out_of_reach: dict[str, float] = {}
         """Prefixes whose store did not answer, and until when models on the disk are taken without asking it."""
 
-    async def find(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency = Urgency.DEMAND) -> Found:
-        """Raises UnknownTarget, BadPackage, StoreUnavailable or DiskFull."""
+    async def find(
+        self,
+        source: ModelSource,
+        in_use: frozenset[ModelDigest],
+        urgency: Urgency = Urgency.DEMAND,
+        is_wanted: Callable[[], bool] = always,
+    ) -> Found:
+        """Raises UnknownTarget, BadPackage, StoreUnavailable, DiskFull or Abandoned."""
         began_s, look = time.monotonic(), _Look(source.uri, urgency)
         self._looks.append(look)
         try:
@@ -94,22 +118,24 @@ class ModelFinder:
             self._looks.remove(look)
             urgency = look.urgency
         look_s = time.monotonic() - began_s
-        if stored is not None:
+        if not isinstance(stored, Unseen):
             return Found(stored, look_s)
-        return await self._imported(source, in_use, urgency, look_s)
-
-    async def _imported(self, source: ModelSource, in_use: frozenset[ModelDigest], urgency: Urgency, look_s: float) -> Found:
-        """What an import brought. The store is not asked again: objects are read under the condition that they have not changed."""
         uri = ArtifactUri(source.uri)
-        job = ImportJob(self._store.folder, uri, source.root, self._disk_bytes, in_use, urgency, self._disk, self._order)
-        imported = await self.importers.run(job, self._tenant_of(source))
+        job = ImportJob(self._store.folder, uri, source.root, self._disk_bytes, in_use, urgency, self._sharing.disk, self._order)
+        tenant = self._tenant_of(source)
+        claim = Claim(tenant, self._sharing.tenant(tenant).weight, loads.fetch_cost_bytes(stored.size_bytes), is_wanted)
+        return await self._imported(source, job, claim, look_s)
+
+    async def _imported(self, source: ModelSource, job: ImportJob, claim: Claim, look_s: float) -> Found:
+        """What an import brought. The store is not asked again: objects are read under the condition that they have not changed."""
+        imported = await self.importers.run(job, claim)
         for gone in imported.sent_away:
             self._note(gone, f"sent off the disk, where it {_LEAST[self._order]}, for {source.uri}")
-        if uri.startswith("file://"):  # a folder is read in place, and may have been written to meanwhile
+        if job.uri.startswith("file://"):  # a folder is read in place, and may have been written to meanwhile
             stored = await self.known(source)
         else:
             stored = await asyncio.get_running_loop().run_in_executor(self._threads, self._taken, imported.digest)
-        if stored is None:
+        if isinstance(stored, Unseen):
             raise StoreUnavailable(f"{source.uri} changed while it was imported: call again")
         return Found(stored, look_s, imported.took_s)
 
@@ -122,7 +148,7 @@ class ModelFinder:
                 look.urgency = Urgency.DEMAND
         self.importers.hasten(ArtifactUri(source.uri))
 
-    async def known(self, source: ModelSource) -> StoredModel | None:
+    async def known(self, source: ModelSource) -> StoredModel | Unseen:
         """Raises UnknownTarget, or why an earlier import was refused; StoreUnavailable only if no version of it is on this disk."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._look, source)
 
@@ -137,30 +163,30 @@ class ModelFinder:
     def close(self) -> None:
         self.importers.close()
 
-    def _look(self, source: ModelSource) -> StoredModel | None:
+    def _look(self, source: ModelSource) -> StoredModel | Unseen:
         """The model if this version of the artifact was imported before; an earlier refusal is raised again."""
         uri = ArtifactUri(source.uri)
         last = self._store.catalog.last_model_of(uri)
         if last is not None and time.monotonic() < self._out_of_reach.get(source.root, 0.0):
             return self._taken(last)
         try:
-            version = probe(uri, root=source.root).version
+            artifact = probe(uri, root=source.root)
         except StoreUnavailable as error:
             if last is None:
                 raise
             self._out_of_reach[source.root] = time.monotonic() + _TRUST_DISK_S
             log.warning("store_out_of_reach", uri=uri, goes_on_with=last, reason=str(error))
             return self._taken(last)
-        if (digest := self._store.catalog.model_of(uri, version)) is not None:
-            return self._taken(digest)
-        refusal = self._store.catalog.refusal_of(uri, version)
+        if (digest := self._store.catalog.model_of(uri, artifact.version)) is not None:
+            return self._taken(digest, artifact.size_bytes)
+        refusal = self._store.catalog.refusal_of(uri, artifact.version)
         if refusal is not None:
             raise getattr(errors, refusal.error, BadPackage)(refusal.sentence)
-        return None
+        return Unseen(artifact.size_bytes)
 
-    def _taken(self, digest: ModelDigest) -> StoredModel | None:
+    def _taken(self, digest: ModelDigest, size_bytes: int = 0) -> StoredModel | Unseen:
         self._store.catalog.touch(digest, time.time())
-        return self._store.stored(digest)
+        return self._store.stored(digest) or Unseen(size_bytes)
 
 
 @dataclass(slots=True, eq=False)

@@ -42,6 +42,10 @@ class Holding:
         """It is fetched ahead of whoever comes next, beside those that somebody waits for."""
         return self.is_fetch and self.is_ahead
 
+    def is_wanted(self) -> bool:
+        """Somebody waits for it, or it is loaded ahead."""
+        return self.leases > 0 or self.is_ahead
+
     @property
     def is_loaded(self) -> bool:
         return self.ready.done() and not self.ready.cancelled() and self.ready.exception() is None

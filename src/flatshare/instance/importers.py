@@ -10,9 +10,9 @@ from multiprocessing import get_context
 
 from flatshare.core.call import Urgency
 from flatshare.core.errors import StoreUnavailable
-from flatshare.core.ids import ArtifactUri, Tenant
+from flatshare.core.ids import ArtifactUri
 from flatshare.instance.importing import Imported, ImportJob, die_with_parent, import_artifact
-from flatshare.instance.turnstile import Turnstile
+from flatshare.instance.turnstile import Claim, Turnstile
 
 _RETIRE_AFTER_S = 20.0  # an import process holds 60 MB; it starts in half a second
 
@@ -26,11 +26,11 @@ class Importers:
         """Two may be after one artifact: the one that looks what will be wanted, and a request whose time was too short."""
         self._hastened: set[asyncio.Task[Imported]] = set()
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
+    async def run(self, job: ImportJob, claim: Claim) -> Imported:
         """Raises what `import_artifact` raises, and StoreUnavailable if its process died."""
         if job.urgency is Urgency.DEMAND:
-            return await self._lanes[Urgency.DEMAND].run(job, tenant)
-        attempt = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, tenant))
+            return await self._lanes[Urgency.DEMAND].run(job, claim)
+        attempt = asyncio.get_running_loop().create_task(self._lanes[Urgency.AHEAD].run(job, claim))
         attempts = self._ahead.setdefault(job.uri, [])
         attempts.append(attempt)
         try:
@@ -38,7 +38,7 @@ class Importers:
         except asyncio.CancelledError:
             if attempt not in self._hastened:
                 raise
-            return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), tenant)
+            return await self._lanes[Urgency.DEMAND].run(replace(job, urgency=Urgency.DEMAND), claim)
         finally:
             self._hastened.discard(attempt)
             attempts.remove(attempt)
@@ -70,8 +70,8 @@ class _Lane:
         self._turns = Turnstile(places)
         self._retirement: asyncio.TimerHandle | None = None
 
-    async def run(self, job: ImportJob, tenant: Tenant) -> Imported:
-        async with self._turns.turn(tenant):
+    async def run(self, job: ImportJob, claim: Claim) -> Imported:
+        async with self._turns.turn(claim):
             seat = self._free.pop()
             try:
                 return await seat.run(job)

@@ -36,7 +36,9 @@ _STALE_AFTER_S = 3600.0  # a fetch that broke off goes on where it stopped, if i
 
 def die_with_parent(urgency: Urgency = Urgency.DEMAND) -> None:
     """The kernel ends this process when the instance that started it is gone, however it went (prctl(2), Linux); and others come first."""
-    os.nice(_NICENESS[urgency])
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS[urgency]
+    for thread in Path("/proc/self/task").iterdir():  # each has its own, and numpy's are there already
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), niceness)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

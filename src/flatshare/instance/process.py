@@ -37,8 +37,6 @@ from flatshare.instance.scrub import Scrubber
 from flatshare.instance.serve import Server
 from flatshare.instance.watch import Watch
 from flatshare.instance.workbench import Workbench
-from flatshare.policy.evict import Order
-from flatshare.policy.tenants import TenantOf
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.store.tensors import TensorStore
@@ -46,7 +44,7 @@ from flatshare.telemetry.journal import Entry, Journal
 from flatshare.telemetry.log import get_logger
 
 log = get_logger("instance")
-_LOADERS = 2  # loads under way at once: enough to hide the disk, few enough to leave the cores to requests
+_LOADERS = 2  # threads at least: they unload too
 _LOOKERS = 4  # looks at artifacts, which may hang on a store: apart from the loaders, which also unload
 EngineMaker = Callable[[InstanceSettings], Backend]
 _LAST_RUNS_S = 2.0  # after the drain: what has not ended by then hangs
@@ -66,7 +64,7 @@ async def serve_until_stopped(
     store, clock, journal, sharing = TensorStore(settings.store_dir), SystemClock(), Journal(), settings.sharing
     _repair(store)
     memory = _Memory(settings.store_dir / "instances", settings.name, clock)
-    threads = ThreadPoolExecutor(_LOADERS, thread_name_prefix="loader")
+    threads = ThreadPoolExecutor(max(_LOADERS, sharing.queue.parallel_loads), thread_name_prefix="loader")
     lookers = ThreadPoolExecutor(_LOOKERS, thread_name_prefix="looker")
     writer = GenerateBackend(threads=settings.workers, cache_bytes=settings.cache_bytes, max_jobs=sharing.queue.max_waiting)
     mapped, workbench = engines(settings), Workbench(settings.workers, sharing)
@@ -78,10 +76,10 @@ async def serve_until_stopped(
         backend, finder, books, threads, clock, journal,
         patience_s=settings.patience_s, recheck_s=settings.recheck_s, sharing=sharing, board=memory.board,
     )  # fmt: skip
-    door, explainer = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal)
-    app = InstanceApp(door, cache, workbench, journal, backend, explainer, _source_of(model_dir), triton.pool.metrics.readings)
+    door, explainer, kernel = Server(cache, workbench, sharing, memory.quarantine.guard), Explainer(cache, finder, journal), Kernel()
+    app = InstanceApp(door, cache, workbench, journal, backend, explainer, kernel.last, _source_of(model_dir), triton.pool.metrics.readings)
     server = HandlerServer(app.handle, _BOUNDS, drain_s=settings.drain_s)
-    watch = Watch(cache, workbench, Kernel(), sharing, clock, journal, recycle=server.stop)
+    watch = Watch(cache, workbench, kernel, sharing, clock, journal, recycle=server.stop)
     stop_on_signals(server.stop)
     if at.follow_stdin:
         _stop_at_end_of_input(server)
@@ -110,9 +108,7 @@ def _promoting(
 
 
 def _finder(store: TensorStore, lookers: ThreadPoolExecutor, settings: InstanceSettings, note: Callable[[str, str], None]) -> ModelFinder:
-    sharing = settings.sharing
-    tenant_of, order = TenantOf(sharing.memory.tenant_pattern), Order(sharing.memory.order)
-    return ModelFinder(store, lookers, settings.disk_bytes, tenant_of, sharing.disk, order, note)
+    return ModelFinder(store, lookers, settings.disk_bytes, settings.sharing, note)
 
 
 def _note_leaving(journal: Journal, clock: SystemClock, uri: str, reason: str) -> None:

@@ -46,7 +46,8 @@ def token_limit(folder: Folder, purpose: Purpose, most: int) -> int:
     """Texts are cut at max_seq_length, or without one at what tokenizer and positions admit."""
     if purpose.sentence.longest is not None:
         return min(purpose.sentence.longest, most)
-    stated: Any = folder.optional_json("tokenizer_config.json").get("model_max_length")
+    settings = folder.optional_json("tokenizer_config.json")
+    stated: Any = settings.get("model_max_length", settings.get("max_len"))  # the older name
     if isinstance(stated, int | float) and not isinstance(stated, bool) and 2 <= stated <= _NO_LIMIT:
         return min(int(stated), most)
     return most

@@ -30,6 +30,8 @@ class Signs:
     """File pages that were evicted and are read again: the page cache is too small for who uses it."""
     free: int = 0
     """Used by nobody, not even as page cache."""
+    major_faults_per_s: float = 0.0
+    """Of this process: how often a run had to wait for pages of its weights. Only shown: the first runs of a model have them too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,10 @@ class InstanceReading:
     """Of the memory limit: not to be used for the moment."""
     thrash_index: float
     lacks_memory: bool
+    stalled_percent: float
+    """Of the time some task waited for memory (PSI)."""
+    refaults_per_s: float
+    major_faults_per_s: float
     model_metrics: tuple[ModelMetric, ...] = ()
     """What models count for themselves."""
 
@@ -179,4 +183,7 @@ def _instance_gauges(registry: CollectorRegistry) -> list[_InstanceGauge]:
         gauge("memory_pressure_bytes", "Of the memory budget: not to be used for the moment", lambda r: r.pressure_bytes),
         gauge("thrash_index", "Share of the last two minutes' loads that brought back what had just left", lambda r: r.thrash_index),
         gauge("lacks_memory", "1 if the thrash index has been above 0.3 for two minutes", lambda r: int(r.lacks_memory)),
+        gauge("memory_stalled_percent", "Of the last ten seconds some task waited for memory (PSI)", lambda r: r.stalled_percent),
+        gauge("refaults_per_second", "Evicted file pages that are read again", lambda r: r.refaults_per_s),
+        gauge("major_faults_per_second", "Of the instance: times that it waited for a mapped page", lambda r: r.major_faults_per_s),
     ]

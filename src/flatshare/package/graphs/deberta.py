@@ -142,7 +142,7 @@ def read_deberta(config: Config) -> DebertaTrunk:
     farthest = config.get("max_relative_positions")
     buckets = config.get("position_buckets")
     stated = config.get("pos_att_type")
-    terms = stated.split("|") if isinstance(stated, str) else stated
+    terms = [term.strip() for term in stated.lower().split("|")] if isinstance(stated, str) else stated  # "p2c|c2p" in published ones
     if not isinstance(terms, list) or not terms or not all(term in _TERMS for term in terms):
         raise UnsupportedModel(f"pos_att_type {repr(stated)[:64]} is not served: known are c2p and p2c")
     norms = config.expect("norm_rel_ebd", str, "a text", default="none").lower().split("|")

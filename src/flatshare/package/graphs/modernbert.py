@@ -165,10 +165,11 @@ def _kinds(config: Config) -> tuple[str, ...]:
 
 
 def _theta(config: Config, kind: str) -> float:
-    """New configs have `rope_parameters` by kind of attention, old ones two numbers."""
+    """New configs have `rope_parameters` by kind of attention, old ones two numbers; `rope_scaling` was about both kinds."""
     parameters: Any = config.expect("rope_parameters", dict, "an object", default={}).get(kind)
-    fields = Config(parameters if isinstance(parameters, dict) else {}, "config.json: rope_parameters")
-    if config.get("rope_scaling") is not None or fields.get("rope_type") not in (None, "default"):
+    scaling = config.expect("rope_scaling", dict, "an object", default={})
+    fields = Config({**(parameters if isinstance(parameters, dict) else {}), **scaling}, "config.json: rope_parameters")
+    if any(fields.get(name) not in (None, "default") for name in ("rope_type", "type")):
         raise UnsupportedModel("scaled rotary positions are not served: only the default kind is")
     if fields.get("rope_theta") is not None:
         return fields.number("rope_theta", default=_THETAS[kind], below=1e12)
