@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from flatshare.security.guard import Auth, Guard
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.serving.tls import Certificate
+from flatshare.store.below import sizes_below
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
@@ -112,7 +114,11 @@ def settings_for(options: ServeOptions) -> ServerSettings:
     folder.mkdir(parents=True, exist_ok=True)
     return ServerSettings(
         gateway=GatewaySettings(host=options.host, port=options.port, grpc_port=options.rpc_port),
-        control=ControlSettings(database_url=options.database_url or f"sqlite:///{folder / 'control.db'}", region=options.region),
+        control=ControlSettings(
+            database_url=options.database_url or f"sqlite:///{folder / 'control.db'}",
+            region=options.region,
+            is_all_resident=options.sharing is not None and options.sharing[1].memory.mode == "all-resident",
+        ),
         fleet=FleetSettings(
             memory_bytes=options.memory_bytes,
             disk_bytes=options.disk_bytes,
@@ -247,6 +253,7 @@ def _control(settings: ServerSettings, house: _Gateway) -> Control:
         clock=SystemClock(),
         publish=house.publish,
         publish_releases=house.routes.versions.replace,
+        below=partial(sizes_below, settings.fleet.store_dir, workers=settings.fleet.workers),
     )
     house.routes.versions.end_canary = control.releases.end_canary
     return control

@@ -14,8 +14,6 @@ import pytest
 from flatshare.cli.main import commands
 from tests.cli.conftest import Flatshare
 
-NO_EXAMPLE_YET = {("bench",), ("bench", "demo")}
-
 
 def _all(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
@@ -36,8 +34,7 @@ def test_every_command_has_help_with_an_example(flatshare: Flatshare, path: tupl
     run = flatshare(*path, flag)
     assert run.status == 0
     assert run.err == ""
-    if path not in NO_EXAMPLE_YET:
-        assert f"\n    flatshare {path[0] if path else ''}".rstrip() in run.out.split("Options:")[0]
+    assert f"\n    flatshare {path[0] if path else ''}".rstrip() in run.out.split("Options:")[0]
 
 
 def test_the_version_is_printed(flatshare: Flatshare) -> None:

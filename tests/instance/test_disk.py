@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from flatshare.core.clock import ManualClock
 from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.instance.demand import DemandBook
+from flatshare.instance.disk import import_lock
 from flatshare.instance.importing import ImportJob, import_artifact
 from flatshare.policy.evict import Order
 from flatshare.store.sources import probe
@@ -199,8 +201,34 @@ class TestWhatIsCounted:
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
         assert kept(store) == {"m1", "m2", "new"}
 
-    def test_the_lock_says_nothing_when_its_import_is_over(self, store: TensorStore, three: list[Path]) -> None:
-        assert {path.read_text() for path in store.incoming_dir.glob("*.lock")} == {""}
+    def test_no_lock_is_left_when_its_import_is_over(self, store: TensorStore, three: list[Path]) -> None:
+        assert list(store.incoming_dir.iterdir()) == [], "thousands of them would be looked at for every import"
+
+    def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.lock"
+        with ThreadPoolExecutor(1) as pool:
+            with import_lock(path):
+                waiting = pool.submit(_held, path)
+                deadline_s = time.monotonic() + 20
+                while not _is_waited_for(path):
+                    assert time.monotonic() < deadline_s
+                path.unlink()
+            assert waiting.result(timeout=20), "what it held was the lock that others find"
+
+    def test_who_does_not_wait_for_a_lock_hears_that_it_is_held(self, tmp_path: Path) -> None:
+        with import_lock(tmp_path / "a.lock"), pytest.raises(BlockingIOError), import_lock(tmp_path / "a.lock", waits=False):
+            pass
+
+
+def _held(path: Path) -> bool:
+    with import_lock(path) as file:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+
+
+def _is_waited_for(path: Path) -> bool:
+    """By what the kernel says: `1: -> FLOCK ADVISORY WRITE pid major:minor:inode 0 EOF`."""
+    inode = f":{path.stat().st_ino} "
+    return any("-> FLOCK" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def _version(folder: Path) -> str:

@@ -1,10 +1,12 @@
 """Properties of admission: whoever follows the decision never goes beyond a limit."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flatshare.core.ids import ModelKey, TensorDigest
-from flatshare.policy.admit import MemoryView, Need, Verdict, decide
+from flatshare.policy.admit import MemoryView, Need, Rules, Verdict, at_once, decide
 from flatshare.policy.evict import Resident
 from tests.policy.test_evict import SHARED, TENSORS, anonymous_of, crowds, holders_of, mapped_of
 
@@ -40,6 +42,15 @@ def newcomer(need: Need) -> Resident:
 def fits(view: MemoryView, residents: list[Resident]) -> bool:
     anonymous = BASE + anonymous_of(residents)
     return anonymous <= view.anonymous_limit and anonymous + mapped_of(residents) <= view.memory_limit
+
+
+@given(views(), needs(), st.integers(0, 300), st.sampled_from([None, 0, 400]))
+def test_what_is_admitted_at_once_is_what_would_be_decided(view: MemoryView, need: Need, scratch: int, ceiling: int | None) -> None:
+    view = replace(view, rules=Rules(scratch_bytes=scratch, ceilings={} if ceiling is None else {need.tenant: ceiling}))
+    admission, decided = at_once(replace(view, residents=()), need), decide(view, need)
+    assert admission in {None, decided}
+    if ceiling is None and decided.verdict is Verdict.ADMIT and not decided.is_scratch:
+        assert admission == decided
 
 
 @given(views(), needs())

@@ -4,7 +4,7 @@ import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,18 @@ from flatshare.store.tensors import TensorStore
 from flatshare.wire.texts import as_vectors
 
 TOLERANCE = 1e-5
-_CALLS = 300
-_FIVE_AT_ONCE_ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How often the demo calls."""
+
+    cached_calls: int = 20
+    rounds_of_five: int = 8
+    mixed_calls: int = 300
+
+
+QUICK = Scale(cached_calls=4, rounds_of_five=2, mixed_calls=60)
 
 
 class WrongAnswer(Exception):
@@ -68,7 +78,7 @@ class Demo:
     folder: Path
 
 
-def run(folder: Path, tenant_count: int, begin: Steps) -> Demo:
+def run(folder: Path, tenant_count: int, scale: Scale, begin: Steps) -> Demo:
     """Raises WrongAnswer if any model answers wrongly. The server is left running: its owner closes it."""
     catalogue, base, prefix, data = tenants(tenant_count), base_checkpoint(), folder / "models", folder / "data"
     step = begin("writing checkpoints", len(catalogue))
@@ -79,8 +89,8 @@ def run(folder: Path, tenant_count: int, begin: Steps) -> Demo:
         server.deploy(prefix)
         checker = Checker(prefix, catalogue, begin)
         _import(server, catalogue, checker, begin)
-        rows, cold = _lengths(server, catalogue, checker, begin)
-        cold += _traffic(server, catalogue, checker, begin)
+        rows, cold = _lengths(server, catalogue, checker, scale, begin)
+        cold += _traffic(server, catalogue, checker, scale, begin)
         report = _report(server, data, checker, rows, cold)
     except BaseException:
         server.close()
@@ -91,6 +101,14 @@ def run(folder: Path, tenant_count: int, begin: Steps) -> Demo:
 def memory_for_half(models: int) -> str:
     """A budget that holds the shared tensors, the engine, and about half of the models' own layers (21 MB each)."""
     return f"{170 + 11 * models}MB"
+
+
+def figures(report: Report) -> dict[str, float]:
+    """The report as plain numbers, each with its unit in its name."""
+    fields = {name: value for name, value in asdict(report).items() if name not in {"rows", "usage"}}
+    for row in report.rows:
+        fields |= {f"cold_{row.tokens}_s": row.cold, f"cached_{row.tokens}_s": row.cached, f"five_at_once_{row.tokens}_s": row.five_at_once}
+    return {**fields, "distinct_share": report.usage.distinct_share}
 
 
 class Checker:
@@ -133,22 +151,24 @@ def _import(server: RunningServer, catalogue: list[Tenant], checker: Checker, be
         step()
 
 
-def _lengths(server: RunningServer, catalogue: list[Tenant], checker: Checker, begin: Steps) -> tuple[tuple[LengthRow, ...], list[float]]:
+def _lengths(
+    server: RunningServer, catalogue: list[Tenant], checker: Checker, scale: Scale, begin: Steps
+) -> tuple[tuple[LengthRow, ...], list[float]]:
     """Round and round through all models, so that each was evicted before its turn; then one model again and again."""
     rows, cold_30 = [], []
     for tokens in LENGTHS:
-        step = begin(f"{tokens} tokens: cold, cached, 5 at once", len(catalogue) + 20 + _FIVE_AT_ONCE_ROUNDS)
+        step = begin(f"{tokens} tokens: cold, cached, 5 at once", len(catalogue) + scale.cached_calls + scale.rounds_of_five)
         cold = []
         for tenant in catalogue:
             took, is_cold = checker.call(server, tenant, tokens)
             cold += [took] if is_cold else []
             step()
         cached = []
-        for _ in range(20):
+        for _ in range(scale.cached_calls):
             cached.append(checker.call(server, catalogue[0], tokens)[0])
             step()
         five = []
-        for index in range(_FIVE_AT_ONCE_ROUNDS):
+        for index in range(scale.rounds_of_five):
             five += load.at_once(server, catalogue[0].target, [text_of(tokens, 5 * index + i) for i in range(5)])
             step()
         rows.append(LengthRow(tokens, median(cold), median(cached[1:]), median(five)))
@@ -156,13 +176,13 @@ def _lengths(server: RunningServer, catalogue: list[Tenant], checker: Checker, b
     return tuple(rows), cold_30
 
 
-def _traffic(server: RunningServer, catalogue: list[Tenant], checker: Checker, begin: Steps) -> list[float]:
+def _traffic(server: RunningServer, catalogue: list[Tenant], checker: Checker, scale: Scale, begin: Steps) -> list[float]:
     """Calls as tenants make them, some often and most seldom (Zipf); the seconds of the cold ones."""
     dice = random.Random(7)
     popularity = [1 / (rank + 1) for rank in range(len(catalogue))]
-    step = begin("mixed traffic", _CALLS)
+    step = begin("mixed traffic", scale.mixed_calls)
     cold = []
-    for tenant in dice.choices(catalogue, popularity, k=_CALLS):
+    for tenant in dice.choices(catalogue, popularity, k=scale.mixed_calls):
         took, is_cold = checker.call(server, tenant, 30)
         cold += [took] if is_cold else []
         step()

@@ -75,7 +75,13 @@ def framed(quickly: str) -> Callable[[Callable[..., None]], Callable[..., None]]
 
 @click.group(short_help="Measure a real server.")
 def bench() -> None:
-    """Benchmarks start their own server on a free port of 127.0.0.1 and stop it. They need a quiet machine and some disk."""
+    """Benchmarks start their own server on a free port of 127.0.0.1 and stop it. They need a quiet machine and some disk.
+
+    \b
+    Examples:
+      flatshare bench demo --tenants 4 --quick            # the shortest: many models, every answer checked
+      flatshare bench story --quick --json story.json     # the main job's figures, machine and all
+    """
 
 
 @bench.command()
@@ -230,24 +236,30 @@ def complete(frame: Frame) -> None:
 
 @bench.command()
 @click.option("--keep", is_flag=True, help="Leave the server up and say what to try.")
-@click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(2, 500), help="Each has two target models.")
+@click.option("--tenants", "tenant_count", default=24, show_default=True, type=click.IntRange(4, 500), help="Each has two target models.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in; kept. Default: a temporary one.")
-def demo(keep: bool, tenant_count: int, work: Path | None) -> None:
+@click.option("--json", "json_file", type=_JSON_FILE, help="Write {machine, results} here.")
+@click.option("--quick", is_flag=True, help="A fifth of the calls: to try it out, not to quote.")
+def demo(keep: bool, tenant_count: int, work: Path | None, json_file: Path | None, quick: bool) -> None:
     """Many models behind one endpoint, called with boto3, every answer checked. Needs 6 GB of disk for two minutes.
 
     \b
-    Example:
-      flatshare bench demo --keep
+    Examples:
+      flatshare bench demo --json demo.json
+      flatshare bench demo --tenants 4 --quick --keep
     """
-    from flatshare.bench.demo import run
+    from flatshare.bench.demo import QUICK, Scale, figures, run
+    from flatshare.bench.machine import describe
     from flatshare.cli import demo as show
 
     console.print(show.introduction(2 * tenant_count))
     with _folder(work, keep=keep) as folder:
         _require_disk(folder, 2 * tenant_count * 125_000_000)
         with steps() as begin:
-            done = run(folder, tenant_count, begin)
+            done = run(folder, tenant_count, QUICK if quick else Scale(), begin)
         console.print(show.tables(done.report))
+        if json_file is not None:
+            json_file.write_bytes(orjson.dumps({"machine": describe(), "results": figures(done.report)}, option=orjson.OPT_INDENT_2))
         if keep:
             click.echo(show.what_to_try(done))
         else:

@@ -8,6 +8,7 @@ from flatshare.control import configs, describe, endpoints, models, tags
 from flatshare.control.desk import Arns, Desk
 from flatshare.control.loops.reconcile import Reconciler
 from flatshare.control.releases import PREFIX, Releases
+from flatshare.control.residence import DEPLOYMENTS, Below, look_below
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput
@@ -48,14 +49,24 @@ class ControlApp:
     """The handler of the control door."""
 
     def __init__(
-        self, state: State, reconciler: Reconciler, clock: Clock, settings: ControlSettings, fleet: FleetSettings, releases: Releases
+        self,
+        state: State,
+        reconciler: Reconciler,
+        clock: Clock,
+        settings: ControlSettings,
+        fleet: FleetSettings,
+        releases: Releases,
+        below: Below,
     ) -> None:
+        """`below` says which models lie below a prefix; it is asked in all-resident mode only, on a thread."""
         self._releases = releases
         self._state = state
         self._reconciler = reconciler
         self._clock = clock
         self._arns = Arns(settings.region, settings.account)
         self._max_instances = fleet.max_instances
+        self._memory_bytes = fleet.memory_bytes
+        self._below = below if settings.is_all_resident else None
 
     async def handle(self, request: Request) -> Reply:
         """Never raises: every error is a reply."""
@@ -81,9 +92,12 @@ class ControlApp:
         operation = OPERATIONS[call.operation]
         now_s = round(self._clock.wall_s(), 3)  # as clients see it, so that a filter by what they saw finds it
         ready_counts = self._reconciler.ready_counts()
+        residence = None
+        if self._below is not None and call.operation in DEPLOYMENTS:
+            residence = await look_below(self._state, call.params.get("EndpointConfigName"), self._below, self._memory_bytes)
         only_looks = call.operation.startswith(("Describe", "List"))
         output = await (self._state.look if only_looks else self._state.change)(
-            lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts), call.params)
+            lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts, residence), call.params)
         )
         if not only_looks:
             self._reconciler.wake()

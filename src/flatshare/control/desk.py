@@ -6,6 +6,7 @@ from typing import Any
 
 from flatshare.control.state import Definition, Endpoint, Rows
 from flatshare.core.errors import UnknownEndpoint, ValidationFailed
+from flatshare.core.spec import ModelSize
 from flatshare.policy.diff import Slot
 from flatshare.wire.aws_shapes import Params
 
@@ -31,6 +32,15 @@ class Arns:
 
 
 @dataclass(frozen=True, slots=True)
+class Residence:
+    """What has to fit where: looked up before the transaction, which must not wait for a store."""
+
+    memory_bytes: int
+    below: Mapping[str, tuple[ModelSize, ...]]
+    """The models below each prefix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Desk:
     """One operation's: a transaction, the moment, and what was observed."""
 
@@ -39,6 +49,8 @@ class Desk:
     now_s: float
     max_instances: int
     ready_counts: Mapping[Slot, int]
+    residence: Residence | None = None
+    """None unless every model has to stay in memory."""
 
     def model(self, name: str) -> Definition:
         return self.rows.models.find(name) or _fail(f'Could not find model "{self.arns.model(name)}".')

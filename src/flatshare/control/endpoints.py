@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from flatshare.control.desk import Desk, as_tags
 from flatshare.control.models import container_of
+from flatshare.control.residence import require_residence
 from flatshare.control.rollouts import checked_deployment_config
 from flatshare.control.state import Definition, Endpoint
 from flatshare.core.errors import QuotaExceeded, ValidationFailed
@@ -27,6 +28,7 @@ def create_endpoint(desk: Desk, params: Params) -> Params:
         raise ValidationFailed(f'Cannot create already existing endpoint "{arn}".')
     target = _resolved(desk, desk.config(params["EndpointConfigName"]))
     _require_room(desk, target, before=None)
+    require_residence(desk, name, target)
     desired = DesiredEndpoint(name, revision=1, status=Status.CREATING, target=target)
     desk.rows.add_endpoint(Endpoint(desired, desk.now_s, desk.now_s, deployment_config=deployment_config))
     desk.rows.replace_tags(arn, tags)
@@ -86,6 +88,7 @@ def _updatable(desk: Desk, name: str) -> Endpoint:
 
 def _begin_update(desk: Desk, endpoint: Endpoint, target: Deployment) -> None:
     _require_room(desk, target, before=endpoint.desired.active)
+    require_residence(desk, endpoint.desired.name, target)
     desired = replace(endpoint.desired, status=Status.UPDATING, target=target)
     _save(desk, replace(endpoint, failure_reason=None), desired)
 

@@ -10,6 +10,7 @@ from flatshare.control.drivers.base import Driver
 from flatshare.control.fleet import InstanceSnapshot
 from flatshare.control.loops.reconcile import Reconciler
 from flatshare.control.releases import Published, Releases
+from flatshare.control.residence import Below
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.ids import EndpointName
@@ -41,13 +42,14 @@ class Control:
         clock: Clock,
         publish: Callable[[Routes], None],
         publish_releases: Callable[[Published], None] = lambda _: None,
+        below: Below = lambda _: (),
     ) -> None:
         self._driver = driver
         self._clock = clock
         self._state = State(settings.database_url)
         self._reconciler = Reconciler(self._state, driver, clock, publish, fleet=fleet, tick_s=settings.tick_s)
         self.releases = Releases(self._state, clock, publish_releases, tick_s=settings.tick_s)
-        self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet, self.releases)
+        self._app = ControlApp(self._state, self._reconciler, clock, settings, fleet, self.releases, below)
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

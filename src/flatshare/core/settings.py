@@ -53,6 +53,8 @@ class ControlSettings:
     region: str = "us-east-1"
     account: str = "000000000000"
     tick_s: float = 5.0
+    is_all_resident: bool = False
+    """Deployments whose models would not all stay in memory are refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,3 +137,14 @@ class StoredModel:
     """The folder with `files`."""
     measured_own_bytes: int | None = None
     """Private memory that a load of it was seen to take on this machine; None if it never was alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSize:
+    """What one model below a prefix would take in memory, as far as this machine knows."""
+
+    own_bytes: int
+    shared: Mapping[str, int]
+    """Private memory that it has in common with others, by what it is: sessions, workspaces, tokenizers."""
+    tensors: Mapping[str, int]
+    """Weights by digest; of an artifact that was never imported here, its size by its URI."""

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TextIO
 
 from flatshare.core.call import Urgency
 from flatshare.core.clock import SystemClock
@@ -95,19 +96,20 @@ class DiskRoom:
         return shutil.disk_usage(self._store.folder).free - self._reserved_bytes()
 
     def _reserved_bytes(self) -> int:
-        """By the imports that are under way."""
-        locks = self._store.incoming_dir.glob("*.lock")
+        """By the imports that are under way; a lock that was left behind is empty, and not worth a look."""
+        with os.scandir(self._store.incoming_dir) as entries:
+            locks = [Path(entry.path) for entry in entries if entry.name.endswith(".lock") and entry.stat().st_size]
         return sum(int(path.read_text() or 0) for path in locks if not _is_free(path))
 
     def _leftovers(self) -> list[Path]:
-        return [folder for folder in self._store.incoming_dir.iterdir() if folder.is_dir() and _is_free(folder.with_suffix(".lock"))]
+        with os.scandir(self._store.incoming_dir) as entries:
+            folders = [Path(entry.path) for entry in entries if entry.is_dir()]
+        return [folder for folder in folders if _is_free(folder.with_suffix(".lock"))]
 
     def _remove_leftovers(self, but: ModelKey) -> None:
         for folder in self._leftovers():
-            with folder.with_suffix(".lock").open("a") as file, suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if folder.name != but:
-                    shutil.rmtree(folder)
+            if folder.name != but:
+                remove_if_nobody_imports(folder)
 
     def _evict(self, shortage: Shortage, newcomer: Newcomer | None = None) -> bool:
         """Send away the models worth least per byte until the shortage is over: False, and nobody goes, if all would not do."""
@@ -182,6 +184,35 @@ def _pieces(model: CatalogedModel) -> Mapping[TensorDigest, int]:
     """What the model has on the disk: tensors in packs, and files."""
     files = {TensorDigest(file.digest): file.size_bytes for file in model.manifest.files}
     return {**model.manifest.distinct_tensors, **files}
+
+
+@contextmanager
+def import_lock(path: Path, *, waits: bool = True) -> Iterator[TextIO]:
+    """Hold the lock of one artifact's import. Raises BlockingIOError if another process does, and this one does not wait.
+
+    Its holder removes it when there is nothing left to guard: so a lock that was waited for counts only if it is still in its place.
+    """
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if waits else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                yield file
+                return
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def remove_if_nobody_imports(incoming: Path) -> None:
+    """What a fetch that broke off has left, and its lock."""
+    path = incoming.with_suffix(".lock")
+    with suppress(BlockingIOError), import_lock(path, waits=False):
+        shutil.rmtree(incoming)
+        path.unlink()
 
 
 def _is_free(lock_path: Path) -> bool:

@@ -5,7 +5,6 @@ Archives, weights and configs of strangers are only ever opened here: if one kil
 """
 
 import ctypes
-import fcntl
 import os
 import shutil
 import signal
@@ -19,7 +18,7 @@ from flatshare.core.call import Urgency
 from flatshare.core.errors import BadPackage
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
 from flatshare.core.settings import DiskSettings, StoreLimits
-from flatshare.instance.disk import DiskRoom, Newcomer
+from flatshare.instance.disk import DiskRoom, Newcomer, import_lock, remove_if_nobody_imports
 from flatshare.instance.trunks import with_trunks
 from flatshare.package.importer import import_checkpoint
 from flatshare.policy.evict import Order
@@ -117,23 +116,22 @@ def repair(store: TensorStore) -> RepairReport:
     """
     for folder in store.incoming_dir.iterdir():
         if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
-            _remove_if_nobody_imports(folder)
+            remove_if_nobody_imports(folder)
     return store.repair()
-
-
-def _remove_if_nobody_imports(incoming: Path) -> None:
-    with incoming.with_suffix(".lock").open("a") as file, suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(incoming)
 
 
 @contextmanager
 def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
     """One import per artifact on this machine, whoever asks. Yields the folder for its files; an earlier try may have filled it in part."""
-    name = model_key(uri)
-    incoming = store.incoming_dir / name
-    with (store.incoming_dir / f"{name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    incoming = store.incoming_dir / model_key(uri)
+    path = incoming.with_suffix(".lock")
+    with import_lock(path) as file:
         file.truncate(0)  # what an importer that was killed had reserved
         incoming.mkdir(exist_ok=True)
-        yield incoming
+        try:
+            yield incoming
+        finally:
+            with suppress(OSError):  # what a fetch that broke off has left stays for the next try, and its lock
+                if incoming.exists():
+                    incoming.rmdir()
+                path.unlink()  # thousands of them would be looked at for every import

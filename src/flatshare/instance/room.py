@@ -128,7 +128,7 @@ class Room:
 
     def preview(self, need: Need) -> Admission:
         """What would be decided now. Changes nothing."""
-        return admit.decide(self.view(), need)
+        return admit.at_once(self._books.view((), self._rules()), need) or admit.decide(self.view(), need)
 
     async def reserve(self, key: ModelKey, source: ModelSource, reservation: Reservation) -> Entrance | None:
         """Evict until the model fits, waiting for leases to end if need be; it is in the books when this returns.

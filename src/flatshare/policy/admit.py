@@ -93,11 +93,9 @@ def decide(view: MemoryView, need: Need) -> Admission:
         return Admission(Verdict.NEVER_FITS, (), refusal)
     if (over := _over_ceiling(view, need)) is not None:
         return over
-    main = replace(view, memory_limit=view.memory_limit - view.rules.scratch_bytes)
-    shortage = _shortage(main, need)
+    shortage = _shortage(_main(view), need)
     if shortage.is_over:
-        new = _unheld(need.tensors, view.holders.tensors)
-        return Admission(Verdict.ADMIT, (), f"{format_size(new)} new of {format_size(sum(need.tensors.values()))} mapped")
+        return _admitted(view, need)
     lack = f"lacked {format_size(max(0, shortage.total_bytes))} in all, {format_size(max(0, shortage.anonymous_bytes))} anonymous"
     if view.rules.is_all_resident and need.total_bytes:
         if (victims := evict.choose(filter(attrgetter("is_copy"), view.residents), view.holders, shortage)) is not None:
@@ -105,6 +103,23 @@ def decide(view: MemoryView, need: Need) -> Admission:
         reason = f"{lack}, and in all-resident mode nothing is evicted: raise --memory, or unload a model"
         return Admission(Verdict.NEVER_FITS, (), reason)
     return _displacing(view, need, shortage, lack)
+
+
+def at_once(view: MemoryView, need: Need) -> Admission | None:
+    """What `decide` says if there is room without anybody leaving. Looks at no resident, of which there may be thousands."""
+    if need.tenant in view.rules.ceilings or _never_fits(view, need) or not _shortage(_main(view), need).is_over:
+        return None
+    return _admitted(view, need)
+
+
+def _main(view: MemoryView) -> MemoryView:
+    """Without the scratch slot."""
+    return replace(view, memory_limit=view.memory_limit - view.rules.scratch_bytes)
+
+
+def _admitted(view: MemoryView, need: Need) -> Admission:
+    new = _unheld(need.tensors, view.holders.tensors)
+    return Admission(Verdict.ADMIT, (), f"{format_size(new)} new of {format_size(sum(need.tensors.values()))} mapped")
 
 
 def _displacing(view: MemoryView, need: Need, shortage: Shortage, lack: str) -> Admission:
