@@ -17,3 +17,9 @@ def test_a_full_disk_under_the_log_harms_nobody() -> None:
     with open("/dev/full", "wb") as full:  # noqa: PTH123  # a device, not a path
         done = subprocess.run([sys.executable, "-c", _PROGRAM], check=False, stdout=subprocess.PIPE, stderr=full, timeout=60)
     assert done.stdout == b"went on\n"
+
+
+def test_a_closed_stream_under_the_log_harms_nobody() -> None:
+    closed = _PROGRAM.replace("for _ in", "import sys; sys.stderr.close()\nfor _ in")
+    done = subprocess.run([sys.executable, "-c", closed], check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    assert done.stdout == b"went on\n"

@@ -34,19 +34,23 @@ def configure(*, json: bool, level: str = "info") -> None:
     )
 
 
+_HARMLESS = (OSError, ValueError)
+"""The latter from a closed file."""
+
+
 class _Undemanding(io.TextIOBase):
-    """A stream for lines that nobody has to read: a full disk under a log, or a reader that has gone, is no reason to fail."""
+    """A stream for lines that nobody has to read: a full disk under a log, a reader that has gone, a closed file is no reason to fail."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with suppress(OSError):
+        with suppress(*_HARMLESS):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with suppress(OSError):
+        with suppress(*_HARMLESS):
             self._stream.flush()
 
 
