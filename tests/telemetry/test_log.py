@@ -21,5 +21,5 @@ def test_a_full_disk_under_the_log_harms_nobody() -> None:
 
 def test_a_closed_stream_under_the_log_harms_nobody() -> None:
     closed = _PROGRAM.replace("for _ in", "import sys; sys.stderr.close()\nfor _ in")
-    done = subprocess.run([sys.executable, "-c", closed], check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    done = subprocess.run([sys.executable, "-c", closed], check=False, capture_output=True, timeout=60)
     assert done.stdout == b"went on\n"
