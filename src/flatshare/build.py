@@ -12,6 +12,7 @@ import uvloop
 
 from flatshare.control.drivers.local import LocalDriver
 from flatshare.control.plane import Control
+from flatshare.control.residence import Below
 from flatshare.core.clock import SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings, GatewaySettings, SecuritySettings, SharingSettings
 from flatshare.core.state import Routes
@@ -33,7 +34,7 @@ from flatshare.security.guard import Auth, Guard
 from flatshare.serving.connection import Bounds
 from flatshare.serving.server import HandlerServer, settle_memory, stop_on_signals
 from flatshare.serving.tls import Certificate
-from flatshare.store.below import sizes_below
+from flatshare.store.below import known_below, sizes_below
 from flatshare.store.tensors import TensorStore
 from flatshare.telemetry.log import get_logger
 from flatshare.telemetry.metrics import GatewayMetrics
@@ -246,14 +247,16 @@ def _rpc_server(gateway: GatewaySettings, core: OpenInference) -> "RpcServer":
 
 def _control(settings: ServerSettings, house: _Gateway) -> Control:
     """It fills the table that requests are routed by, and is told by that when a canary fails."""
+    fleet = settings.fleet
+    listed, known = (partial(below, fleet.store_dir, workers=fleet.workers) for below in (sizes_below, known_below))
     control = Control(
         settings.control,
-        settings.fleet,
-        driver=LocalDriver(settings.fleet, published_code=settings.security.published_code),
+        fleet,
+        driver=LocalDriver(fleet, published_code=settings.security.published_code),
         clock=SystemClock(),
         publish=house.publish,
         publish_releases=house.routes.versions.replace,
-        below=partial(sizes_below, settings.fleet.store_dir, workers=settings.fleet.workers),
+        below=Below(listed, known),
     )
     house.routes.versions.end_canary = control.releases.end_canary
     return control

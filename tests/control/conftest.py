@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 
 from flatshare.control.drivers.fake import FakeDriver
 from flatshare.control.plane import Control, EndpointSnapshot
+from flatshare.control.residence import Below
 from flatshare.core.clock import ManualClock, SystemClock
 from flatshare.core.settings import ControlSettings, FleetSettings
 from flatshare.core.state import Routes
@@ -28,7 +29,7 @@ from .postgres import running_postgres
 
 T = TypeVar("T")
 _NUMBERS = itertools.count(1)
-MEMORY_BYTES = 1_200_000
+MEMORY_BYTES = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -64,16 +65,19 @@ async def running_house(
     driver: FakeDriver | None = None,
     clock: ManualClock | None = None,
     max_instances: int = 16,
+    below: Below | None = None,
 ) -> AsyncIterator[House]:
+    """In all-resident mode if somebody says what lies `below` prefixes."""
     driver = driver or FakeDriver()
     published: list[Routes] = []
     used_clock = clock or SystemClock()
     control = Control(
-        ControlSettings(database_url=database_url, tick_s=0.05),
+        ControlSettings(database_url=database_url, tick_s=0.05, is_all_resident=below is not None),
         FleetSettings(memory_bytes=MEMORY_BYTES, max_instances=max_instances),
         driver=driver,
         clock=used_clock,
         publish=published.append,
+        below=below,
     )
     await control.start()
     try:
@@ -109,13 +113,13 @@ class Server:
 
 
 @contextmanager
-def running_server(database_url: str = "sqlite://", *, max_instances: int = 16) -> Iterator[Server]:
+def running_server(database_url: str = "sqlite://", *, max_instances: int = 16, below: Below | None = None) -> Iterator[Server]:
     started: list[Server] = []
     is_up = threading.Event()
     stop = threading.Event()
 
     async def main() -> None:
-        async with running_house(database_url, max_instances=max_instances) as house:
+        async with running_house(database_url, max_instances=max_instances, below=below) as house:
             server = HandlerServer(house.control.handle, Bounds(max_body_bytes=1 << 20), drain_s=5.0)
             port = await server.listen_on_port("127.0.0.1", 0)
             serving = asyncio.create_task(server.run())

@@ -1,11 +1,14 @@
 """What would not stay in memory is refused before it begins, with what would help."""
 
+from collections import Counter
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.core.spec import ModelSize
-from flatshare.policy.residence import Crew, Machine, instance_bytes, refusal
+from flatshare.policy.residence import Crew, Machine, instance_bytes, refusal, summed
 
 MB = 1_000_000
 E, OTHER = EndpointName("e"), EndpointName("other")
@@ -17,7 +20,7 @@ def models(count: int, size_mb: int, common_mb: int = 0) -> tuple[ModelSize, ...
 
 
 def crew(sizes: tuple[ModelSize, ...], count: int = 1, endpoint: EndpointName = E) -> Crew:
-    return Crew(endpoint, VariantName("AllTraffic"), count, sizes)
+    return Crew(endpoint, VariantName("AllTraffic"), count, summed(sizes))
 
 
 def machine(memory_mb: int, most: int = 16) -> Machine:
@@ -63,6 +66,38 @@ def test_who_would_push_another_endpoint_out_is_refused() -> None:
 def test_an_endpoint_that_has_outgrown_the_machine_by_itself_forbids_nothing_to_others() -> None:
     beside = crew(models(100, 20), endpoint=OTHER)
     assert refusal(E, (beside,), (beside, crew(models(1, 1))), machine(400)) is None
+
+
+def test_an_endpoint_that_has_outgrown_its_memory_may_do_what_leaves_it_lacking_no_more() -> None:
+    beside = crew((), count=3, endpoint=OTHER)
+    before = crew(models(100, 20), count=2)
+    assert refusal(E, (beside, before), (beside, before), machine(2000)) is None
+    assert refusal(E, (beside, before), (beside, crew(models(100, 20), count=4)), machine(2000)) is None, "it helps, and is not enough"
+    assert refusal(E, (beside, before), (beside, crew(models(90, 20), count=2)), machine(2000)) is None, "fewer models"
+    for worse in (crew(models(110, 20), count=2), crew(models(100, 20), count=1)):
+        assert refusal(E, (beside, before), (beside, worse), machine(2000)) is not None
+
+
+def test_alone_on_a_machine_more_instances_of_an_outgrown_endpoint_only_cost_more() -> None:
+    assert refusal(E, (crew(models(100, 20)),), (crew(models(100, 20), count=2),), machine(2000)) is not None
+    assert refusal(E, (crew(models(100, 20), count=2),), (crew(models(100, 20)),), machine(2000)) is None
+
+
+def test_one_variant_s_lack_is_no_leave_for_another_s() -> None:
+    lacks = crew(models(100, 20))
+    beside = Crew(E, VariantName("other"), 1, summed(models(1, 1)))
+    grown = replace(beside, holding=summed(models(90, 20)))
+    assert refusal(E, (lacks, beside), (lacks, grown), machine(400)) is not None
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcdef"), st.just(7)), max_size=6))
+def test_a_tensor_is_reckoned_once_with_its_model_or_as_one_that_several_have(tensors: list[dict[str, int]]) -> None:
+    holding = summed(ModelSize(1, {}, listed) for listed in tensors)
+    holders = Counter(digest for listed in tensors for digest in listed)
+    alone = [sum(7 for digest in listed if holders[digest] == 1) for listed in tensors]
+    assert holding.common_bytes == 7 * sum(count > 1 for count in holders.values())
+    assert (holding.models, holding.weights.total_bytes, holding.weights.largest_bytes) == (len(tensors), sum(alone), max(alone, default=0))
+    assert holding.weights.sum_of_squares == sum(size * size for size in alone)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 8))

@@ -14,6 +14,7 @@ from flatshare.wire.faults import Fault, container_status, control_fault, runtim
         (errors.AccessDenied(), Fault(403, "AccessDeniedException")),
         (errors.SignatureMismatch(), Fault(403, "SignatureDoesNotMatch")),
         (errors.QuotaExceeded(), Fault(400, "ResourceLimitExceeded")),
+        (errors.StoreUnavailable(), Fault(503, "ServiceUnavailable")),
         (errors.DiskFull(), Fault(500, "InternalFailure")),
         (ValueError(), Fault(500, "InternalFailure")),
     ],

@@ -5,10 +5,10 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from flatshare.control import configs, describe, endpoints, models, tags
-from flatshare.control.desk import Arns, Desk
+from flatshare.control.desk import Arns, Desk, Residence
 from flatshare.control.loops.reconcile import Reconciler
 from flatshare.control.releases import PREFIX, Releases
-from flatshare.control.residence import DEPLOYMENTS, Below, look_below
+from flatshare.control.residence import Below, with_residence
 from flatshare.control.state import State
 from flatshare.core.clock import Clock
 from flatshare.core.errors import BadInput
@@ -56,9 +56,9 @@ class ControlApp:
         settings: ControlSettings,
         fleet: FleetSettings,
         releases: Releases,
-        below: Below,
+        below: Below | None,
     ) -> None:
-        """`below` says which models lie below a prefix; it is asked in all-resident mode only, on a thread."""
+        """`below` says which models lie below a prefix; it is asked in all-resident mode only."""
         self._releases = releases
         self._state = state
         self._reconciler = reconciler
@@ -78,6 +78,7 @@ class ControlApp:
             message = str(error)
             if fault.status >= 500:
                 log.exception("control_call_failed", request_id=request_id)
+            if fault.status == 500:
                 message = f"An internal error occurred: look for request {request_id} in the log of flatshare."
             codec = await asyncio.to_thread(codec_of, request)  # the first call meant for another service reads that service's model
             return codec.error(fault.status, fault.code, message, request_id=request_id)
@@ -92,13 +93,16 @@ class ControlApp:
         operation = OPERATIONS[call.operation]
         now_s = round(self._clock.wall_s(), 3)  # as clients see it, so that a filter by what they saw finds it
         ready_counts = self._reconciler.ready_counts()
-        residence = None
-        if self._below is not None and call.operation in DEPLOYMENTS:
-            residence = await look_below(self._state, call.params.get("EndpointConfigName"), self._below, self._memory_bytes)
         only_looks = call.operation.startswith(("Describe", "List"))
-        output = await (self._state.look if only_looks else self._state.change)(
-            lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts, residence), call.params)
-        )
+        transaction = self._state.look if only_looks else self._state.change
+
+        async def carried_out(residence: Residence | None) -> Params:
+            return await transaction(
+                lambda rows: operation(Desk(rows, self._arns, now_s, self._max_instances, ready_counts, residence), call.params)
+            )
+
+        below = self._below
+        output = await (carried_out(None) if below is None else with_residence(carried_out, below, self._memory_bytes))
         if not only_looks:
             self._reconciler.wake()
         return codec.reply(call.operation, output, request_id=request_id)

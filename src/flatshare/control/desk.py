@@ -6,8 +6,8 @@ from typing import Any
 
 from flatshare.control.state import Definition, Endpoint, Rows
 from flatshare.core.errors import UnknownEndpoint, ValidationFailed
-from flatshare.core.spec import ModelSize
 from flatshare.policy.diff import Slot
+from flatshare.policy.residence import Holding
 from flatshare.wire.aws_shapes import Params
 
 
@@ -36,8 +36,8 @@ class Residence:
     """What has to fit where: looked up before the transaction, which must not wait for a store."""
 
     memory_bytes: int
-    below: Mapping[str, tuple[ModelSize, ...]]
-    """The models below each prefix."""
+    below: Mapping[str, Holding]
+    """The models below each prefix that was looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class Control:
         clock: Clock,
         publish: Callable[[Routes], None],
         publish_releases: Callable[[Published], None] = lambda _: None,
-        below: Below = lambda _: (),
+        below: Below | None = None,
     ) -> None:
         self._driver = driver
         self._clock = clock

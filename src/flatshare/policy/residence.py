@@ -7,9 +7,8 @@ Instances share the memory of their machine equally, so one more of an endpoint 
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatshare.core.ids import EndpointName, VariantName
 from flatshare.core.spec import ModelSize
@@ -20,13 +19,41 @@ _SPREAD = 3.0  # which models an instance gets, a hash decides: so many standard
 
 
 @dataclass(frozen=True, slots=True)
+class Dealt:
+    """Sizes each of which goes to one of the instances: as much of them as the estimate needs."""
+
+    total_bytes: int
+    largest_bytes: int
+    sum_of_squares: int
+
+    def fullest_bytes(self, count: int) -> int:
+        """What the fullest of `count` instances gets."""
+        chance = 1 / count
+        deviation = math.sqrt(self.sum_of_squares * chance * (1 - chance))
+        return min(self.total_bytes, max(self.largest_bytes, math.ceil(self.total_bytes * chance + _SPREAD * deviation)))
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """The models below one prefix, summed once: what any number of instances needs for them follows without looking at them again."""
+
+    models: int
+    shared_bytes: int
+    """Private memory that an instance has once, however many models need it."""
+    common_bytes: int
+    """Weights that several of the models have: every instance is reckoned with all of them."""
+    own: Dealt
+    weights: Dealt
+
+
+@dataclass(frozen=True, slots=True)
 class Crew:
     """The instances of one variant, and the models below its prefix."""
 
     endpoint: EndpointName
     variant: VariantName
     count: int
-    models: tuple[ModelSize, ...]
+    holding: Holding
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +62,45 @@ class Machine:
     max_instances: int
 
 
+def summed(models: Iterable[ModelSize]) -> Holding:
+    """Looks at each model once and keeps none, so that there may be very many."""
+    alone: dict[str, int] = {}  # tensors that one model has so far, and which
+    common: set[str] = set()
+    common_bytes = 0
+    shared: dict[str, int] = {}
+    own: list[int] = []
+    weights: list[int] = []
+    for index, model in enumerate(models):
+        own.append(model.own_bytes)
+        weights.append(0)
+        shared |= model.shared
+        for digest, size_bytes in model.tensors.items():
+            if digest in common:
+                continue
+            if digest in alone:
+                weights[alone.pop(digest)] -= size_bytes
+                common.add(digest)
+                common_bytes += size_bytes
+            else:
+                alone[digest] = index
+                weights[index] += size_bytes
+    return Holding(len(own), sum(shared.values()), common_bytes, _dealt(own), _dealt(weights))
+
+
 def refusal(endpoint: EndpointName, before: tuple[Crew, ...], after: tuple[Crew, ...], machine: Machine) -> str | None:
     """Why this endpoint's change may not be made; None if it may. `before` and `after` are the crews of all endpoints.
 
-    An endpoint that has outgrown its memory by itself forbids nothing to the others.
+    An endpoint that has outgrown its memory by itself forbids nothing to the others, nor to itself what leaves it lacking no more.
     """
-    outgrown = {crew.endpoint for crew in _lacking(before, machine)}
-    lacking = [crew for crew in _lacking(after, machine) if crew.endpoint == endpoint or crew.endpoint not in outgrown]
+    lacked = {(crew.endpoint, crew.variant): _lack_bytes(crew, before, machine) for crew in before}
+    outgrown = {name for (name, _), lack_bytes in lacked.items() if lack_bytes}
+
+    def is_worse(crew: Crew) -> bool:
+        if crew.endpoint != endpoint and crew.endpoint in outgrown:
+            return False
+        return _lack_bytes(crew, after, machine) > lacked.get((crew.endpoint, crew.variant), 0)
+
+    lacking = [crew for crew in after if is_worse(crew)]
     if not lacking:
         return None
     worst = max(lacking, key=instance_bytes)
@@ -49,7 +108,7 @@ def refusal(endpoint: EndpointName, before: tuple[Crew, ...], after: tuple[Crew,
     each = f"{_mb(_share_bytes(after, machine))} MB of the machine's {_mb(machine.memory_bytes)} MB"
     where = "its one instance" if worst.count == 1 else f"the fullest of its {worst.count} instances"
     return (
-        f'All-resident mode: the {len(worst.models)} models of endpoint "{worst.endpoint}", variant "{worst.variant}", would need '
+        f'All-resident mode: the {worst.holding.models} models of endpoint "{worst.endpoint}", variant "{worst.variant}", would need '
         f"{_mb(instance_bytes(worst))} MB on {where}, and available are {each} for each of {total} instances. "
         f"{_remedies(endpoint, after, worst, machine)}"
     )
@@ -57,30 +116,18 @@ def refusal(endpoint: EndpointName, before: tuple[Crew, ...], after: tuple[Crew,
 
 def instance_bytes(crew: Crew) -> int:
     """The memory with which the fullest of its instances holds its models, each on one instance."""
-    holders = Counter(digest for model in crew.models for digest in model.tensors)
-    common: dict[str, int] = {}
-    shared: dict[str, int] = {}
-    for model in crew.models:
-        shared |= model.shared
-        common |= {digest: size for digest, size in model.tensors.items() if holders[digest] > 1}
-    own = _fullest((model.own_bytes for model in crew.models), crew.count)
-    weights = _fullest((sum(size for digest, size in m.tensors.items() if holders[digest] == 1) for m in crew.models), crew.count)
-    anonymous = _PROCESS_BYTES + sum(shared.values()) + own
-    return max(math.ceil(anonymous / _ANONYMOUS_SHARE), anonymous + sum(common.values()) + weights)
+    holding = crew.holding
+    anonymous = _PROCESS_BYTES + holding.shared_bytes + holding.own.fullest_bytes(crew.count)
+    return max(math.ceil(anonymous / _ANONYMOUS_SHARE), anonymous + holding.common_bytes + holding.weights.fullest_bytes(crew.count))
 
 
-def _fullest(sizes: Iterable[int], count: int) -> int:
-    """What the fullest of `count` instances gets, if each size goes to any of them."""
-    listed = tuple(sizes)
-    total, largest = sum(listed), max(listed, default=0)
-    chance = 1 / count
-    deviation = math.sqrt(sum(size * size for size in listed) * chance * (1 - chance))
-    return min(total, max(largest, math.ceil(total * chance + _SPREAD * deviation)))
+def _dealt(sizes: list[int]) -> Dealt:
+    return Dealt(sum(sizes), max(sizes, default=0), sum(size * size for size in sizes))
 
 
-def _lacking(crews: tuple[Crew, ...], machine: Machine) -> list[Crew]:
-    share = _share_bytes(crews, machine)
-    return [crew for crew in crews if crew.models and instance_bytes(crew) > share]
+def _lack_bytes(crew: Crew, crews: tuple[Crew, ...], machine: Machine) -> int:
+    """How much more memory the machine would have to have for it; a crew with no models lacks nothing."""
+    return max(0, instance_bytes(crew) * _instances(crews) - machine.memory_bytes) if crew.holding.models else 0
 
 
 def _share_bytes(crews: tuple[Crew, ...], machine: Machine) -> int:
@@ -105,7 +152,8 @@ def _count_that_holds(crews: tuple[Crew, ...], worst: Crew, machine: Machine) ->
     """The smallest number of this crew's instances with which all crews fit; None if none does."""
     others = tuple(crew for crew in crews if crew is not worst)
     for count in range(worst.count + 1, worst.count + 1 + machine.max_instances - _instances(crews)):
-        if not _lacking((*others, Crew(worst.endpoint, worst.variant, count, worst.models)), machine):
+        crews_then = (*others, replace(worst, count=count))
+        if not any(_lack_bytes(crew, crews_then, machine) for crew in crews_then):
             return count
     return None
 

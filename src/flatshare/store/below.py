@@ -4,12 +4,14 @@ A model is an archive, or the uppermost folder below the prefix that holds a fil
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import obstore
 
+from flatshare.core.errors import Abandoned
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.spec import ModelManifest, ModelSize
 from flatshare.store.archive import archive_kind
@@ -18,6 +20,7 @@ from flatshare.store.leftovers import is_left_out
 from flatshare.store.objects import denied, store_errors
 from flatshare.store.remote import open_store
 
+T = TypeVar("T")
 _OWN_BYTES = 1_000_000  # of a model that was never loaded alone here: what an operator is told to reckon with
 _SESSION_BYTES = 2_500_000  # as the mapped engine reserves them
 _TOKENIZER_BYTES = 7_000_000
@@ -31,13 +34,25 @@ class _File:
     size_bytes: int
 
 
-def sizes_below(store_dir: Path, prefix: str, *, workers: int) -> tuple[ModelSize, ...]:
+def sizes_below(store_dir: Path, prefix: str, is_over: Callable[[], bool], *, workers: int) -> Iterator[ModelSize]:
     """By their manifests where they were imported on this machine, else by the sizes of their artifacts.
 
-    A prefix where nothing lies has none. Raises StoreUnavailable or UnknownTarget (it may not be read).
+    A prefix where nothing lies has none. Raises StoreUnavailable or UnknownTarget (it may not be read), and Abandoned soon after
+    `is_over` answers True.
     """
     root, catalog = prefix.rstrip("/"), Catalog(store_dir / _CATALOG)
-    return tuple(_size(f"{root}/{target}", size, catalog, workers) for target, size in sorted(artifacts_in(_files(root)).items()))
+    artifacts = artifacts_in(_while_wanted(_files(root), is_over))
+    for target, size_bytes in _while_wanted(sorted(artifacts.items()), is_over):
+        uri = f"{root}/{target}"
+        yield _size(uri, catalog, workers) or ModelSize(_OWN_BYTES, {}, {uri: size_bytes})
+
+
+def known_below(store_dir: Path, prefix: str, is_over: Callable[[], bool], *, workers: int) -> Iterator[ModelSize]:
+    """Those that were imported on this machine, whether they still lie there or not: no store is asked. Raises Abandoned as above."""
+    catalog = Catalog(store_dir / _CATALOG)
+    for uri in _while_wanted(catalog.artifacts_below(prefix.rstrip("/")), is_over):
+        if (size := _size(uri, catalog, workers)) is not None:
+            yield size
 
 
 def artifacts_in(files: Iterable[tuple[tuple[str, ...], int]]) -> Mapping[str, int]:
@@ -55,11 +70,19 @@ def artifacts_in(files: Iterable[tuple[tuple[str, ...], int]]) -> Mapping[str, i
     return found
 
 
-def _size(uri: str, artifact_bytes: int, catalog: Catalog, workers: int) -> ModelSize:
+def _while_wanted(items: Iterable[T], is_over: Callable[[], bool]) -> Iterator[T]:
+    for item in items:
+        if is_over():
+            raise Abandoned("nobody waits for what lies below the prefix any more")
+        yield item
+
+
+def _size(uri: str, catalog: Catalog, workers: int) -> ModelSize | None:
+    """None if it was not imported here."""
     digest = catalog.last_model_of(ArtifactUri(uri))
     manifest = catalog.manifest(digest) if digest is not None else None
     if digest is None or manifest is None:
-        return ModelSize(_OWN_BYTES, {}, {uri: artifact_bytes})
+        return None
     own_bytes = catalog.measured_own_bytes(digest)
     return ModelSize(
         _OWN_BYTES if own_bytes is None else own_bytes, _shared(manifest, workers), dict[str, int](manifest.distinct_pieces.items())

@@ -210,6 +210,11 @@ class Catalog:
         """Those of which a version is on this disk, or was refused."""
         return {ArtifactUri(row[0]) for row in self._connection().execute("SELECT uri FROM artifacts UNION SELECT uri FROM refusals")}
 
+    def artifacts_below(self, folder: str) -> list[ArtifactUri]:
+        """Those below this URI of which a version is on this disk."""
+        rows = self._connection().execute("SELECT uri FROM artifacts WHERE uri > ? AND uri < ? ORDER BY uri", (f"{folder}/", f"{folder}0"))
+        return [ArtifactUri(row[0]) for row in rows]  # "0" comes next after "/"
+
     def link_artifact(self, uri: ArtifactUri, version: str, digest: ModelDigest) -> None:
         with self.transaction() as sql:
             sql.execute("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)", (uri, version, digest))

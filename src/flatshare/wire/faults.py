@@ -82,7 +82,7 @@ _TABLE: Mapping[type[BaseException], _Row] = {
     errors.NeverFits: _Row(runtime=_MODEL_ERROR, v2=_V2_UNSERVABLE),
     errors.ReleaseConflict: _Row(control=Fault(400, "ConflictException")),
     errors.QuotaExceeded: _Row(control=Fault(400, "ResourceLimitExceeded")),
-    errors.StoreUnavailable: _Row(runtime=Fault(530, "InternalDependencyException"), container=503, v2=_V2_AGAIN),
+    errors.StoreUnavailable: _Row(_UNAVAILABLE, Fault(530, "InternalDependencyException"), container=503, v2=_V2_AGAIN),
     errors.DiskFull: _Row(runtime=_UNAVAILABLE, container=507, v2=_V2_AGAIN),
     errors.InstanceGone: _Row(runtime=_UNAVAILABLE, v2=_V2_AGAIN),
     errors.InstanceHung: _Row(v2=_V2_LATE),
