@@ -23,6 +23,7 @@ from flatshare.policy.evict import Order
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, write_checkpoint
+from tests.contract.packages import write_model
 from tests.instance.conftest import AN_OLDER_FORM
 
 NOBODY: frozenset[ModelDigest] = frozenset()
@@ -200,6 +201,21 @@ class TestWhatIsCounted:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
         assert kept(store) == {"m1", "m2", "new"}
+
+    def test_the_files_of_an_import_under_way_are_no_leftovers(self, store: TensorStore, tmp_path: Path) -> None:
+        package, new = write_model(tmp_path / "models/package"), write_checkpoint(tmp_path / "models/new", seed=9)
+        with ThreadPoolExecutor(1) as pool:
+            with (store.folder / "import.lock").open("a") as writing:
+                fcntl.flock(writing, fcntl.LOCK_EX)  # the import stops before it takes the package apart
+                importing = pool.submit(bring, store, package)
+                deadline_s = time.monotonic() + 20
+                while not (places := list(store.incoming_dir.rglob("split-*"))):
+                    assert time.monotonic() < deadline_s
+                with pytest.raises(DiskFull):
+                    bring(store, new, 1)
+                assert all(place.is_dir() for place in places)
+            importing.result(timeout=20)
+        assert kept(store) == {"package"}
 
     def test_no_lock_is_left_when_its_import_is_over(self, store: TensorStore, three: list[Path]) -> None:
         assert list(store.incoming_dir.iterdir()) == [], "thousands of them would be looked at for every import"
