@@ -115,9 +115,15 @@ def repair(store: TensorStore) -> RepairReport:
     Other instances may be at work in the same store: their imports are waited for, their folders left alone.
     """
     for folder in store.incoming_dir.iterdir():
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
+        if _is_stale(folder):
             remove_if_nobody_imports(folder)
     return store.repair()
+
+
+def _is_stale(folder: Path) -> bool:
+    with suppress(FileNotFoundError):  # another instance may remove it while we look
+        return folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S
+    return False
 
 
 @contextmanager
