@@ -205,6 +205,24 @@ async def test_when_an_instance_dies_the_call_goes_to_another(tmp_path: Path) ->
         assert {reply.status for reply in replies} == {200}
 
 
+async def test_what_an_instance_that_died_took_of_a_deadline_is_gone(tmp_path: Path) -> None:
+    left_ms = list[float]()
+
+    async def first_dies(request: Request) -> Reply:
+        left_ms.append(float(request.header(container.DEADLINE_MS)))
+        if len(left_ms) == 1:
+            await asyncio.sleep(0.3)
+            raise ConnectionError("dies in mid-request")
+        return await good(request)
+
+    async with gateway(tmp_path, first_dies, first_dies) as door:
+        request = invocation()
+        request.headers[container.DEADLINE_MS.encode()] = b"30000"
+        assert (await door.handle(request)).status == 200
+    assert left_ms[0] == 30_000
+    assert 0 < left_ms[1] <= 29_700
+
+
 async def test_when_no_instance_lives_the_caller_is_told_to_call_again(tmp_path: Path) -> None:
     async with gateway(tmp_path, settings=GatewaySettings(restart_wait_s=0.05)) as door:
         reply = await door.handle(invocation())

@@ -16,6 +16,7 @@ from flatshare.core.call import ModelSource, Urgency
 from flatshare.core.clock import ManualClock
 from flatshare.core.errors import DiskFull
 from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
+from flatshare.instance import disk
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.disk import import_lock
 from flatshare.instance.importing import ImportJob, import_artifact
@@ -23,6 +24,7 @@ from flatshare.policy.evict import Order
 from flatshare.store.sources import probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, write_checkpoint
+from tests.contract.packages import write_model
 from tests.instance.conftest import AN_OLDER_FORM
 
 NOBODY: frozenset[ModelDigest] = frozenset()
@@ -200,6 +202,56 @@ class TestWhatIsCounted:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10_000))
         bring(store, write_checkpoint(tmp_path / "models/new", seed=9))
         assert kept(store) == {"m1", "m2", "new"}
+
+    def test_the_files_of_an_import_under_way_are_no_leftovers(self, store: TensorStore, tmp_path: Path) -> None:
+        package, new = write_model(tmp_path / "models/package"), write_checkpoint(tmp_path / "models/new", seed=9)
+        with ThreadPoolExecutor(1) as pool:
+            with (store.folder / "import.lock").open("a") as writing:
+                fcntl.flock(writing, fcntl.LOCK_EX)  # the import stops before it takes the package apart
+                importing = pool.submit(bring, store, package)
+                deadline_s = time.monotonic() + 20
+                while not (places := list(store.incoming_dir.rglob("split-*"))):
+                    assert time.monotonic() < deadline_s
+                with pytest.raises(DiskFull):
+                    bring(store, new, 1)
+                assert all(place.is_dir() for place in places)
+            importing.result(timeout=20)
+        assert kept(store) == {"package"}
+
+    @pytest.mark.parametrize("seen_last", ["its name", "that it is held"])
+    def test_a_lock_that_goes_with_its_import_while_it_is_looked_at_counts_nothing(
+        self, store: TensorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_last: str
+    ) -> None:
+        gone, is_free = store.incoming_dir / "gone.lock", disk._is_free
+
+        def let_go(path: Path) -> bool:
+            if path != gone:
+                return is_free(path)
+            path.unlink()
+            return False
+
+        if seen_last == "its name":
+            gone.symlink_to(tmp_path / "nowhere")  # listed, and not there when it is asked for its size
+        else:
+            gone.write_text(str(PLENTY))
+            monkeypatch.setattr(disk, "_is_free", let_go)
+        bring(store, write_checkpoint(tmp_path / "models/new", seed=9), PLENTY)
+        assert kept(store) == {"new"}
+
+    def test_leftovers_that_go_while_their_files_are_counted_count_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "left/files/deeper").mkdir(parents=True)
+        count = disk._blocks_bytes
+
+        def removed_first(path: Path) -> int:
+            shutil.rmtree(tmp_path / "left", ignore_errors=True)
+            return count(path)
+
+        monkeypatch.setattr(disk, "_blocks_bytes", removed_first)
+        assert disk._size_of(tmp_path / "left") == 0
+
+    def test_leftovers_that_another_has_removed_leave_no_lock(self, store: TensorStore) -> None:
+        disk.remove_if_nobody_imports(store.incoming_dir / "gone")
+        assert list(store.incoming_dir.iterdir()) == []
 
     def test_no_lock_is_left_when_its_import_is_over(self, store: TensorStore, three: list[Path]) -> None:
         assert list(store.incoming_dir.iterdir()) == [], "thousands of them would be looked at for every import"

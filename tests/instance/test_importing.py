@@ -24,6 +24,7 @@ from flatshare.instance.turnstile import Claim
 from flatshare.store.sources import Artifact, probe
 from flatshare.store.tensors import TensorStore
 from tests.checkpoints import random_weights, safetensors, write_checkpoint
+from tests.contract.packages import write_model
 
 NOBODY: frozenset[ModelDigest] = frozenset()
 DISK = 10**9
@@ -250,6 +251,19 @@ class TestProcess:
                     await finding
             found = await finder.find(source(folder), NOBODY)
         assert found.stored.manifest.digest in kept(store)
+
+    async def test_what_a_killed_import_had_taken_apart_goes_with_the_next_try(self, store: TensorStore, models: Path) -> None:
+        folder = write_model(models / "a")
+        async with finder_of(store) as finder:
+            with held(store.folder / "import.lock"):
+                finding = asyncio.create_task(finder.find(source(folder), NOBODY))
+                await until(lambda: bool(list(store.incoming_dir.rglob("split-*"))))
+                [pid] = finder.importers.pids()
+                os.kill(pid, signal.SIGKILL)
+                with pytest.raises(StoreUnavailable, match="died"):
+                    await finding
+            await finder.find(source(folder), NOBODY)
+        assert list(store.incoming_dir.iterdir()) == []
 
     async def test_simultaneous_imports_of_several_models_all_succeed(self, store: TensorStore, models: Path) -> None:
         folders = [write_checkpoint(models / str(seed), seed=seed) for seed in range(4)]

@@ -276,6 +276,33 @@ class TestLoads:
                 await flat.use("a.0")
             assert len(flat.entries("fail")) == 1
 
+    async def test_what_was_not_worth_a_fetch_is_weighed_again_when_it_was_asked_for_twice_as_often(self) -> None:
+        async with sharing() as flat:
+            await fetched_slowly(flat, "a.0")
+            flat.finder.failures["a.0"] = DiskFull("not worth it")
+            for given_up in (1, 2):  # for the second request in all, and for the fourth
+                with pytest.raises(TooLate, match="loaded for the next"):
+                    await flat.use_by("a.0", 1.0)
+                await flat.until(lambda given_up=given_up: len(flat.entries("give_up")) == given_up)  # type: ignore[misc]
+                with pytest.raises(TooLate, match="other models are loaded first"):
+                    await flat.use_by("a.0", 1.0)
+            assert flat.cache.loading() == []
+            assert flat.finder.searches == 3
+
+    async def test_what_came_back_after_all_may_be_fetched_ahead_once_more(self) -> None:
+        async with sharing() as flat:
+            await flat.use(*["a.0"] * 4)  # so that the one request below does not make it twice as many
+            await fetched_slowly(flat, "a.0")
+            flat.finder.failures["a.0"] = DiskFull("not worth it")
+            with pytest.raises(TooLate):
+                await flat.use_by("a.0", 1.0)
+            await flat.until(lambda: len(flat.entries("give_up")) == 1)
+            del flat.finder.failures["a.0"]
+            await fetched_slowly(flat, "a.0")
+            with pytest.raises(TooLate, match="loaded for the next"):
+                await flat.use_by("a.0", 1.0)
+            await flat.until(lambda: flat.resident == {"a.0"})
+
     async def test_a_rider_leaves_at_its_deadline_and_the_load_goes_on(self) -> None:
         async with sharing() as flat:
             flat.backend.gate.clear()

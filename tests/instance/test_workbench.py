@@ -259,15 +259,38 @@ class TestFairness:
         assert model.away_s < 0.01
         bench.close()
 
-    async def test_a_short_one_with_a_deadline_is_not_refused_for_long_runs_that_give_way(self) -> None:
+    async def test_a_short_one_with_a_deadline_is_not_refused_for_a_long_run_that_gives_way(self) -> None:
         bench, model = Workbench(1, waiting(100)), Parted()
-        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(100 * MANY), A, None))
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(4 * MANY), A, None))  # 2.4 s, by what is expected
         assert await asyncio.to_thread(model.is_running.wait, 10)
-        short = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B, deadline_s=time.monotonic() + 10)))
+        short = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B, deadline_s=time.monotonic() + 2.0)))
         await until_waiting(bench, B, 1)
         model.may_go_on.release(9)
         assert (await short).result == 1
         await long
+        bench.close()
+
+    async def test_one_behind_the_last_part_is_refused_at_once(self) -> None:
+        bench, model = Workbench(1, waiting(100)), Parted(count=1)
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), text_call(4 * MANY), A, None))
+        assert await asyncio.to_thread(model.is_running.wait, 10)
+        with pytest.raises(TooLate, match="would take about"):
+            await bench.run(lambda: 1, ticket=Ticket(B, deadline_s=time.monotonic() + 0.5))
+        model.may_go_on.release(9)
+        await long
+        bench.close()
+
+    async def test_a_run_that_would_be_late_for_it_gives_way_to_nobody(self) -> None:
+        bench, model, ends = Workbench(1, waiting(100)), Parted(), list[str]()
+        call = text_call(4 * MANY)
+        due_s = time.monotonic() + bench.expected_s(ModelKey("m"), pace.units_of(call)) + 0.05  # a short run may take 0.06
+        long = asyncio.create_task(bench.infer(model, ModelKey("m"), call, A, due_s, lambda _: ends.append("long")))
+        assert await asyncio.to_thread(model.is_running.wait, 10)
+        short = asyncio.create_task(bench.run(lambda: 1, ticket=Ticket(B), deliver=lambda _: ends.append("short")))
+        await until_waiting(bench, B, 1)
+        model.may_go_on.release(9)
+        await asyncio.gather(long, short)
+        assert ends == ["long", "short"]
         bench.close()
 
 
@@ -441,7 +464,8 @@ class Parted:
 
     signature = Signature(Task.EMBEDDING, "test", (), ())
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = 5) -> None:
+        self.count = count
         self.is_running = threading.Event()
         self.may_go_on = threading.Semaphore(0)
         self.parts = 0
@@ -449,8 +473,8 @@ class Parted:
 
     def run(self, call: InferCall, stop: StopSign | None = None) -> InferResult:
         assert stop is not None
-        while self.parts < 5:
-            stop.between_parts()
+        while self.parts < self.count:
+            stop.between_parts(self.count - self.parts)
             self.parts += 1
             self.is_running.set()
             assert self.may_go_on.acquire(timeout=10)

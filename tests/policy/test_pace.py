@@ -1,6 +1,7 @@
 """Predictions of runs and of when they are over."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,3 +86,19 @@ def test_runs_are_short_where_a_guest_may_come_and_longer_where_all_wait_long() 
 
     assert room(5.0, others=False) == float("inf")
     assert [round(room(waited), 3) for waited in (0.0, 0.1, 0.32, 0.48, 0.96, 9.0)] == [0.02, 0.02, 0.02, 0.03, 0.06, 0.06]
+
+
+@pytest.mark.parametrize(
+    ("own_s", "away_s", "left_s", "due_in_s", "may"),
+    [
+        (0.0, 0.0, 5.0, float("inf"), True),
+        (1.0, 0.9, 5.0, float("inf"), True),
+        (1.0, 1.1, 5.0, float("inf"), False),
+        (1.0, 0.0, 5.0, 5.1, True),
+        (1.0, 0.0, 5.0, 5.05, False),
+    ],
+)
+def test_a_long_run_gives_half_of_its_time_away_at_most_and_is_not_late_for_it(
+    own_s: float, away_s: float, left_s: float, due_in_s: float, may: bool
+) -> None:
+    assert pace.may_give_way(own_s=own_s, away_s=away_s, left_s=left_s, due_in_s=due_in_s, guest_s=0.06) is may

@@ -87,3 +87,9 @@ def test_a_model_never_seen_is_worth_less_than_one_just_seen_and_more_than_nothi
 def test_a_prefetch_has_to_be_worth_twice_its_victims() -> None:
     assert worth.is_worth_a_prefetch(2.1, 1.0)
     assert not worth.is_worth_a_prefetch(2.0, 1.0)
+
+
+def test_what_was_not_worth_a_prefetch_is_weighed_again_once_it_was_asked_for_twice_as_often() -> None:
+    assert worth.is_weighed_again(1, refused_at=0)
+    assert not worth.is_weighed_again(9, refused_at=5)
+    assert worth.is_weighed_again(10, refused_at=5)

@@ -104,8 +104,9 @@ class Invoker:
 
         return await self._routes.versions.answered(call.endpoint, call.target, ask_artifact, attrgetter("reply"))
 
-    async def _send(self, call: ModelCall) -> Answer:
+    async def _send(self, asked: ModelCall) -> Answer:
         """To the model's instance; if that dies, to another, by the routes as they are then: an inference may be run twice."""
+        call = asked
         point, tried = random.random(), _NOBODY_YET  # noqa: S311  # a split of traffic, not a secret
         asked_s = time.monotonic()
         while True:
@@ -113,7 +114,8 @@ class Invoker:
             source, key = model_address(variant.prefix, call.target)
             upstream = self._routes.upstream(variant, key, tried)
             if upstream is None:
-                await self._until_another(variant, asked_s + self._patience_s(call))
+                await self._until_another(variant, asked_s + self._patience_s(asked))
+                call = _later(asked, time.monotonic() - asked_s)
                 continue
             with upstream as client:
                 try:
@@ -124,7 +126,7 @@ class Invoker:
                     log.warning("instance_gone", instance=upstream.id, reason=str(error))
                     if tried:
                         raise  # two instances died of it, or under it: a third is not put at risk
-                    tried = frozenset({upstream.id})
+                    tried, call = frozenset({upstream.id}), _later(asked, time.monotonic() - asked_s)
 
     async def _until_another(self, variant: VariantRoute, give_up_s: float) -> None:
         """An instance that died is back in a second or two; its callers wait for it rather than call again. Raises InstanceGone."""
@@ -205,6 +207,12 @@ class Invoker:
         if found.status == 404:
             raise ModelNotReady(f"the model was still loading after {self._settings.hold_s:.0f} s; the load goes on: call again")
         return container.error_reply(500, TooSlow.__name__, f"the model did not answer within {self._settings.hold_s:.0f} s")
+
+
+def _later(call: ModelCall, passed_s: float) -> ModelCall:
+    """The same, of whose deadline so much has passed. Raises BadInput."""
+    headers = tuple((name, container.less_time(value, passed_s) if name == _DEADLINE else value) for name, value in call.headers)
+    return replace(call, headers=headers)
 
 
 def stopwatch() -> Callable[[], float]:

@@ -25,7 +25,7 @@ from flatshare.instance.copies import Copies, copy_key
 from flatshare.instance.demand import DemandBook
 from flatshare.instance.finding import Finder, Found
 from flatshare.instance.holding import Holding, Lease, Loaded, Resting
-from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, would_be_late
+from flatshare.instance.load_line import Loads, arrival, ended_as, too_late, was_not_worth_it, would_be_late
 from flatshare.instance.loading import Loader
 from flatshare.instance.recheck import Recheck
 from flatshare.instance.room import Held, ResidentInfo, Room
@@ -217,6 +217,8 @@ class ModelCache:
         if begun is Start.FOR_THIS:
             return self._begin(key, source, is_fetch=is_fetch)
         self.demand.visit(key, source)
+        if is_fetch and not self.demand.may_be_worth_a_fetch(key):
+            begun = Start.NOT_NOW
         if begun is Start.FOR_THE_NEXT:
             # By value, what nobody waits for has to be worth more than what would leave the disk for it.
             is_weighed = is_fetch and self._sharing.memory.order == "value"
@@ -251,6 +253,8 @@ class ModelCache:
         error = asyncio.CancelledError("the instance stops") if done.cancelled() else done.exception()
         if error is not None:
             del self._entries[key]
+            if was_not_worth_it(error, entry):
+                self.demand.refused(key)
             sentence = str(error) if isinstance(error, FlatshareError) else f"{type(error).__name__}: {error}"
             self._note(ended_as(error, entry), entry.source.uri, sentence, entry.began_s)
         self._loads.over(entry, self._entries.values())

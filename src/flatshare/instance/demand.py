@@ -54,6 +54,8 @@ class DemandBook:
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._evicted_s: dict[ModelKey, float] = {}
         self._causes: dict[ModelKey, str] = {}
+        self._refused: dict[ModelKey, int] = {}
+        """What was not worth a fetch ahead, and how often it had been asked for then."""
         self._loads: deque[LoadEvent] = deque(maxlen=_MOMENTS)
 
     def visit(self, key: ModelKey, source: ModelSource, at_s: float | None = None) -> None:
@@ -63,7 +65,9 @@ class DemandBook:
         if known is None:
             self._models[key] = Known(source, Visits(now_s), _UNKNOWN_RELOAD_S)
             if len(self._models) > MOST:
-                self._causes.pop(self._models.popitem(last=False)[0], None)
+                forgotten, _ = self._models.popitem(last=False)
+                self._causes.pop(forgotten, None)
+                self._refused.pop(forgotten, None)
         else:
             self._models[key] = replace(known, source=source, visits=worth.next_visit(known.visits, now_s))
             self._models.move_to_end(key)
@@ -75,6 +79,7 @@ class DemandBook:
         if known is not None:
             reload_s = known.reload_s + _SMOOTHING * (took_s - known.reload_s)
             self._models[key] = replace(known, reload_s=reload_s, fetch_s=_learned(known.fetch_s, fetch_s))
+        self._refused.pop(key, None)
         evicted_s = self._evicted_s.pop(key, None)
         self._note_cause(key, None if evicted_s is None else now_s - evicted_s)
         self._count_load(now_s, is_reload=evicted_s is not None and now_s - evicted_s < thrash.EVICTED_LATELY_S)
@@ -104,6 +109,16 @@ class DemandBook:
         self._evicted_s[key] = now_s
         if len(self._evicted_s) > len(self._models) + 1_024:
             self._evicted_s = {k: at_s for k, at_s in self._evicted_s.items() if now_s - at_s < thrash.EVICTED_LATELY_S}
+
+    def refused(self, key: ModelKey) -> None:
+        """It was fetched ahead, and was not worth what would have left the disk for it."""
+        if (known := self._models.get(key)) is not None:
+            self._refused[key] = known.visits.requests
+
+    def may_be_worth_a_fetch(self, key: ModelKey) -> bool:
+        """For the next request: False if it was not, and has not been asked for much since."""
+        known = self._models.get(key)
+        return known is None or worth.is_weighed_again(known.visits.requests, self._refused.get(key, 0))
 
     def worth(self, key: ModelKey, weight: float = 1.0) -> float:
         """What it is worth now to have the model in memory."""

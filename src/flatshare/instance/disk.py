@@ -96,10 +96,9 @@ class DiskRoom:
         return shutil.disk_usage(self._store.folder).free - self._reserved_bytes()
 
     def _reserved_bytes(self) -> int:
-        """By the imports that are under way; a lock that was left behind is empty, and not worth a look."""
+        """By the imports that are under way."""
         with os.scandir(self._store.incoming_dir) as entries:
-            locks = [Path(entry.path) for entry in entries if entry.name.endswith(".lock") and entry.stat().st_size]
-        return sum(int(path.read_text() or 0) for path in locks if not _is_free(path))
+            return sum(_reserved_by(Path(entry.path)) for entry in entries if entry.name.endswith(".lock"))
 
     def _leftovers(self) -> list[Path]:
         with os.scandir(self._store.incoming_dir) as entries:
@@ -211,8 +210,17 @@ def remove_if_nobody_imports(incoming: Path) -> None:
     """What a fetch that broke off has left, and its lock."""
     path = incoming.with_suffix(".lock")
     with suppress(BlockingIOError), import_lock(path, waits=False):
-        shutil.rmtree(incoming)
+        if incoming.exists():  # or another process has removed it first, and the lock is our own
+            shutil.rmtree(incoming)
         path.unlink()
+
+
+def _reserved_by(lock_path: Path) -> int:
+    """Nothing, if its import is over: the lock is empty, free, or goes while we look."""
+    with suppress(FileNotFoundError):
+        if lock_path.stat().st_size and not _is_free(lock_path):
+            return int(lock_path.read_text() or 0)
+    return 0
 
 
 def _is_free(lock_path: Path) -> bool:
@@ -228,8 +236,8 @@ def _is_free(lock_path: Path) -> bool:
 
 
 def _size_of(folder: Path) -> int:
-    """On the disk. Files may go while we look."""
-    return sum(_blocks_bytes(path) for path in folder.rglob("*"))
+    """On the disk. Files and folders may go while we look."""
+    return sum(_blocks_bytes(Path(place, name)) for place, folders, files in os.walk(folder) for name in (*folders, *files))
 
 
 def _blocks_bytes(path: Path) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flatshare.core.call import Urgency
 from flatshare.core.errors import BadPackage
-from flatshare.core.ids import ArtifactUri, ModelDigest, model_key
+from flatshare.core.ids import ArtifactUri, ModelDigest
 from flatshare.core.settings import DiskSettings, StoreLimits
 from flatshare.instance.disk import DiskRoom, Newcomer, import_lock, remove_if_nobody_imports
 from flatshare.instance.trunks import with_trunks
@@ -115,15 +115,21 @@ def repair(store: TensorStore) -> RepairReport:
     Other instances may be at work in the same store: their imports are waited for, their folders left alone.
     """
     for folder in store.incoming_dir.iterdir():
-        if folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S:
+        if _is_stale(folder):
             remove_if_nobody_imports(folder)
     return store.repair()
+
+
+def _is_stale(folder: Path) -> bool:
+    with suppress(FileNotFoundError):  # another instance may remove it while we look
+        return folder.is_dir() and time.time() - folder.stat().st_mtime > _STALE_AFTER_S
+    return False
 
 
 @contextmanager
 def _only_importer_of(store: TensorStore, uri: ArtifactUri) -> Iterator[Path]:
     """One import per artifact on this machine, whoever asks. Yields the folder for its files; an earlier try may have filled it in part."""
-    incoming = store.incoming_dir / model_key(uri)
+    incoming = store.incoming_path(uri)
     path = incoming.with_suffix(".lock")
     with import_lock(path) as file:
         file.truncate(0)  # what an importer that was killed had reserved

@@ -98,9 +98,14 @@ class Job:
         return time.perf_counter() - self.asked_s
 
     @property
-    def gives_way(self) -> bool:
-        """Shorter ones may go first between its parts."""
-        return self._stop is not None
+    def stop(self) -> StopSign | None:
+        """What the work looks at between its parts, if it has some."""
+        return self._stop
+
+    @property
+    def away_s(self) -> float:
+        """How long others ran in its midst."""
+        return 0.0 if self._stop is None else self._stop.away_s
 
     @property
     def is_wanted(self) -> bool:
@@ -119,8 +124,7 @@ class Job:
         started = time.perf_counter()
         try:
             result = work()
-            away_s = 0.0 if self._stop is None else self._stop.away_s
-            outcome = Run(result, time.perf_counter() - started - away_s, started + away_s - self.asked_s)
+            outcome = Run(result, time.perf_counter() - started - self.away_s, started + self.away_s - self.asked_s)
         except BaseException as error:  # noqa: BLE001  # the worker's main; a panic in the tokenizers' Rust is no Exception
             self.fail(error)
             return

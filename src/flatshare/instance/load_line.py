@@ -80,8 +80,12 @@ def ended_as(error: BaseException, entry: Holding) -> str:
     """The journal's word for a load that brought nothing."""
     if isinstance(error, OutOfMemory):
         return "refuse"
-    is_given_up = isinstance(error, Abandoned) or (entry.gives_way and isinstance(error, DiskFull))
-    return "give_up" if is_given_up else "fail"
+    return "give_up" if isinstance(error, Abandoned) or was_not_worth_it(error, entry) else "fail"
+
+
+def was_not_worth_it(error: BaseException, entry: Holding) -> bool:
+    """Nobody waits for it, and the disk has no room for such."""
+    return entry.gives_way and isinstance(error, DiskFull)
 
 
 def too_late(key: ModelKey, begun: Start) -> TooLate:

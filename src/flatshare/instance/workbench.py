@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from flatshare.core.settings import SharingSettings
 from flatshare.instance.backends.base import LoadedModel, StopSign
 from flatshare.instance.job import PLAIN, Deliver, Job, Mergeable, Run, Ticket, run_together
 from flatshare.instance.paces import Paces
+from flatshare.instance.under_way import UnderWay
 from flatshare.policy import batch, pace
 from flatshare.policy.batch import Batch, Rider
 from flatshare.policy.fair import Entry, FairQueue
@@ -37,9 +38,9 @@ class Workbench:
     def __init__(self, workers: int, sharing: SharingSettings) -> None:
         self._sharing = sharing
         self._workers = workers
-        self._lock = threading.Lock()  # over the queue and what runs
+        self._lock = threading.Lock()  # over the queue and what is under way
         self._queue: FairQueue[Job] = FairQueue()
-        self._running: dict[int, _Running] = {}
+        self._under_way = UnderWay(workers, sharing.queue.long_run_ms / 1e3)
         self._short_s = float("-inf")
         self._visitors = _Visitors()
         self._paces = Paces()
@@ -136,9 +137,8 @@ class Workbench:
 
     def longest_run_s(self) -> float:
         """How long the oldest run has been under way."""
-        now_s = time.monotonic()
         with self._lock:
-            return max((now_s - running.began_s for running in self._running.values()), default=0.0)
+            return self._under_way.longest_s(time.monotonic())
 
     def close(self, within_s: float | None = None) -> bool:
         """Finish what runs, forget what waits. Whether all runs came to their end."""
@@ -162,7 +162,7 @@ class Workbench:
                 self._short_s = now_s
             if self._idle and not len(self._queue) and not (is_long and self._has_to_wait(now_s)):
                 number = self._idle.pop()
-                self._begin(number, [job], now_s)
+                self._under_way.begin(number, [job], now_s)
                 self._desks[number].put([job])
                 return None
             weight = self._sharing.tenant(ticket.tenant).weight
@@ -176,7 +176,7 @@ class Workbench:
         settings = self._sharing.queue
         if self.in_flight >= self._workers + settings.max_waiting:
             raise Overloaded(f"{self.in_flight} requests wait on this instance already: call again later, or add instances")
-        if len(self._running) < self._workers:
+        if not self._under_way.are_all_busy:
             return
         own = self._sharing.tenant(ticket.tenant).max_waiting
         most = settings.max_waiting_per_tenant if own is None else own
@@ -188,25 +188,19 @@ class Workbench:
         if ticket.deadline_s is None:
             return
         now_s = time.monotonic()
-        running_s = sum(self._left_s(running, now_s, is_long=is_long) for running in self._running.values())
-        ahead_s = self._queue.ahead_of(ticket.tenant, is_long=is_long)
-        is_busy = len(self._running) >= self._workers
-        load = Load(self._workers, ahead_s, running_s if is_busy else 0.0, self._drift, self._shared_run_s if is_busy else 0.0)
+        load = Load(self._workers, self._queue.ahead_of(ticket.tenant, is_long=is_long), 0.0, self._drift)
+        if self._under_way.are_all_busy:
+            load = replace(load, running_s=self._under_way.left_s(now_s, is_long=is_long), shared_run_s=self._shared_run_s)
         left_s = ticket.deadline_s - now_s
         if pace.is_too_late(load, ticket.run_s, left_s):
             expected_ms = 1e3 * pace.answer_s(load, ticket.run_s)
             raise TooLate(f"the answer would take about {expected_ms:.0f} ms and may take {max(0.0, 1e3 * left_s):.0f}: call again later")
         job.predicted_wait_s = pace.wait_s(load)
 
-    def _left_s(self, running: "_Running", now_s: float, *, is_long: bool) -> float:
-        """Until a newcomer can have this worker: a short one goes between the parts of a long run."""
-        left_s = max(0.0, running.until_s - now_s)
-        return left_s if is_long or not running.gives_way else min(left_s, self._sharing.queue.long_run_ms / 1e3)
-
-    # On the workers; `_begin` and `_has_to_wait` on the loop too.
+    # On the workers; `_has_to_wait` on the loop too.
 
     def _work(self, number: int) -> None:
-        self._here.number, self._here.gives_way = number, False
+        self._here.number = number
         while not self._is_closed:
             jobs = self._until_called(number)
             while jobs:
@@ -246,21 +240,14 @@ class Workbench:
         jobs = self._together(job, now_s)
         for one in jobs:
             self._drift = pace.drifted(self._drift, one.predicted_wait_s, one.waited_s())
-        self._begin(number, jobs, now_s)
+        self._under_way.begin(number, jobs, now_s)
         return jobs
-
-    def _begin(self, number: int, jobs: list[Job], now_s: float) -> None:
-        expected_s = sum(job.ticket.run_s for job in jobs)
-        is_long = 1e3 * jobs[0].ticket.run_s > self._sharing.queue.long_run_ms
-        self._running[number] = _Running(now_s, now_s + expected_s, is_long, jobs[0].gives_way)
-        for job in jobs:
-            job.begin()
 
     def _has_to_wait(self, now_s: float) -> bool:
         """Whether a long run would have to."""
         return pace.must_wait_for_short(
             workers=self._workers,
-            long_running=sum(running.is_long for running in self._running.values()),
+            long_running=self._under_way.long_count(),
             since_short_s=now_s - self._short_s,
             keep_s=_KEEP_FOR_SHORT_S,
         )
@@ -287,42 +274,36 @@ class Workbench:
         for job in jobs:
             if job not in timely:
                 job.expire()
-        began_s = time.monotonic()
+        began_s, shared = time.monotonic(), StopSign(self._give_way)
         try:
             if len(timely) > 1:
-                run_together(timely, StopSign(self._give_way))
+                run_together(timely, shared)
             elif timely:
                 timely[0].run()
         finally:
             with self._lock:
-                del self._running[number]
+                self._under_way.end(number)
                 if timely:
-                    self._shared_run_s += _SMOOTHING * (time.monotonic() - began_s - self._shared_run_s)
+                    own_s = time.monotonic() - began_s - shared.away_s - timely[0].away_s
+                    self._shared_run_s += _SMOOTHING * (own_s - self._shared_run_s)
                 self.merged += len(timely) if len(timely) > 1 else 0
 
-    def _give_way(self) -> None:
+    def _give_way(self, stop: StopSign) -> None:
         """Between the parts of a run: if all workers are at long ones, and short ones wait, their first is run here and now."""
-        if not len(self._queue) or self._is_closed or self._here.gives_way:
+        if not len(self._queue) or self._is_closed:
             return
         number, now_s = self._here.number, time.monotonic()
         with self._lock:
-            if self._idle or not all(self._is_long(running, now_s) for running in self._running.values()):
+            if self._idle or not self._under_way.may_step_aside(number, stop.away_s, now_s):
                 return
             job = self._queue.pop(with_long=False)
             if job is None:
                 return
-            interrupted = self._running[number]
+            self._under_way.step_aside(number)
             jobs = self._start(number, job, now_s)
-        self._here.gives_way = True  # one that turns out to be long keeps its turn: else each would put off all before it
         self._run(number, jobs)
-        self._here.gives_way = False
         with self._lock:
-            took_s = time.monotonic() - now_s
-            self._running[number] = replace(interrupted, until_s=interrupted.until_s + took_s)
-
-    def _is_long(self, running: "_Running", now_s: float) -> bool:
-        """As was expected, or as it turns out."""
-        return running.is_long or 1e3 * (now_s - running.began_s) > self._sharing.queue.long_run_ms
+            self._under_way.step_back(number, time.monotonic() - now_s)
 
 
 class _Visitors:
@@ -358,17 +339,6 @@ class _Growing:
     def take(self, other: Job) -> None:
         self.jobs.append(other)
         self._batch = batch.with_rider(self._batch, _rider(other.ticket))
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """What a worker does now."""
-
-    began_s: float
-    until_s: float
-    """Expected."""
-    is_long: bool
-    gives_way: bool
 
 
 def _is_like(job: Job, other: Job) -> bool:

@@ -87,6 +87,14 @@ def must_wait_for_short(*, workers: int, long_running: int, since_short_s: float
     return workers > 1 and long_running >= workers - 1 and since_short_s < keep_s
 
 
+def may_give_way(*, own_s: float, away_s: float, left_s: float, due_in_s: float, guest_s: float) -> bool:
+    """May a long run let a short one, of `guest_s` at most, go first between two of its parts?
+
+    It has had `own_s` and given `away_s` away: guests get half of its worker, no more. And it must not come late for them.
+    """
+    return away_s <= own_s and left_s + guest_s <= due_in_s
+
+
 def batch_room_s(*, longest_s: float, are_others_about: bool, waited_s: float) -> float:
     """How long a run of several requests may take: as long as it likes, unless another tenant may come and have to wait for all of it.
 

@@ -44,6 +44,11 @@ def is_worth_a_prefetch(worth_in: float, worth_out: float) -> bool:
     return worth_in > _SAFETY * worth_out
 
 
+def is_weighed_again(requests: int, refused_at: int) -> bool:
+    """May what was not worth a prefetch after so many requests be worth one now? To find out takes a look at the store and a process."""
+    return requests >= 2 * refused_at  # what becomes worth it sooner, the rounds of the prefetcher find
+
+
 def _faded(visits: Visits, now_s: float) -> list[float]:
     idle_s = max(0.0, now_s - visits.last_s)
     return [count * math.exp(-idle_s / scale_s) for count, scale_s in zip(visits.faded, SCALES_S, strict=True)]

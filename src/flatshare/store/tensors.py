@@ -4,7 +4,7 @@
     store/packs/ID.pack     the tensors that one import brought new, large ones page-aligned
     store/blobs/DIGEST      graphs and tokenizers
     store/files, packages, environments     models that are served from their own files (packages.py)
-    store/incoming/         artifacts on their way in
+    store/incoming/NAME/    an artifact on its way in, and what is taken apart for it
     store/link, demand      the way to the object store, shared by the machine's fetches (link.py)
     store/room.lock         held by who makes room on the disk (instance/disk.py)
     store/import.lock       held by the one import that writes; the kernel lets go of it when the importer dies
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flatshare.core.errors import DiskFull
-from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest
+from flatshare.core.ids import ArtifactUri, Digest, ModelDigest, TensorDigest, model_key
 from flatshare.core.spec import Dtype, ModelManifest, StoredModel, TensorSpec
 from flatshare.store.catalog import Catalog, DiskUsage, insert_model, insert_pack, layout_of
 from flatshare.store.packages import PackageArea, removed
@@ -89,6 +89,10 @@ class TensorStore:
 
     def pack_path(self, pack: str) -> Path:
         return self.packs_dir / f"{pack}.pack"
+
+    def incoming_path(self, uri: ArtifactUri) -> Path:
+        """For the artifact's files on their way in. Whoever has something there holds the lock beside it (instance/disk.py)."""
+        return self.incoming_dir / model_key(uri)
 
     def usage(self) -> DiskUsage:
         return self.catalog.usage()

@@ -87,6 +87,11 @@ def parse_deadline_ms(text: str) -> float:
     return value
 
 
+def less_time(deadline_ms: bytes, passed_s: float) -> bytes:
+    """What is left of a deadline; the instance refuses what is hardly any. Raises BadInput."""
+    return b"%.3f" % max(0.001, parse_deadline_ms(deadline_ms.decode("latin-1")) - 1e3 * passed_s)
+
+
 def source_headers(source: ModelSource) -> list[tuple[bytes, bytes]]:
     return [(_SOURCE_URI, source.uri.encode()), (_SOURCE_ROOT, source.root.encode())]
 

@@ -21,6 +21,7 @@ from flatshare.wire.v2_schema import MESSAGES, SERVICE
 log = get_logger("gateway")
 _SHARED_MEMORY = tuple(f"{kind}SharedMemory{verb}" for kind in ("System", "Cuda") for verb in ("Status", "Register", "Unregister"))
 _PROBES = {"ServerLiveRequest", "ServerReadyRequest"}  # answered while the server starts; all else waits until it has
+_NO_DEADLINE_S = 86_400.0
 _Answer = Callable[[Any, Visitor], Awaitable[Any]]
 
 
@@ -207,8 +208,9 @@ def _internal(visitor: Visitor) -> str:
 
 
 def _deadline_ms(visitor: Visitor) -> str:
-    """gRPC's own deadline, as callers over HTTP say it."""
-    return "" if visitor.left_s is None else f"{max(1.0, 1e3 * visitor.left_s):.0f}"
+    """gRPC's own deadline, as callers over HTTP say it. One of days is none: clients without one send the largest that they know."""
+    is_none = visitor.left_s is None or visitor.left_s > _NO_DEADLINE_S
+    return "" if is_none else f"{max(1.0, 1e3 * (visitor.left_s or 0.0)):.0f}"
 
 
 def _refusal(error: Exception, sentence: str, visitor: Visitor) -> Refusal:

@@ -25,21 +25,23 @@ class Footprint:
     shared: dict[str, int]
 
 
-def _nobody_waits() -> None:
+def _nobody_waits(_: "StopSign") -> None:
     """What a run of one part gives way to."""
 
 
 class StopSign:
     """What a run looks at between its parts: whether anybody waits for its answer still, and whether shorter runs wait for its worker."""
 
-    __slots__ = ("_give_way", "_is_set", "away_s")
+    __slots__ = ("_give_way", "_is_set", "away_s", "parts_left")
 
-    def __init__(self, give_way: Callable[[], None] = _nobody_waits) -> None:
+    def __init__(self, give_way: Callable[["StopSign"], None] = _nobody_waits) -> None:
         """`give_way` runs what is to go first, if anything is, and returns."""
         self._is_set = False
         self._give_way = give_way
         self.away_s = 0.0
         """How long others ran in its midst."""
+        self.parts_left = 0
+        """After the one that is under way."""
 
     def set(self) -> None:
         """Nobody waits for the answer any more."""
@@ -48,13 +50,14 @@ class StopSign:
     def is_set(self) -> bool:
         return self._is_set
 
-    def between_parts(self) -> None:
-        """Raises Abandoned if nobody waits for the answer."""
+    def between_parts(self, left: int) -> None:
+        """So many parts are still to come, the next one included. Raises Abandoned if nobody waits for the answer."""
         if self._is_set:
             raise Abandoned("the caller has left")
         began_s = time.perf_counter()
-        self._give_way()
+        self._give_way(self)
         self.away_s += time.perf_counter() - began_s
+        self.parts_left = left - 1
 
 
 class LoadedModel(Protocol):

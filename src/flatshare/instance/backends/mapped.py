@@ -131,9 +131,10 @@ class MappedModel(Packable):
         if not all(len(row.ids) for row in rows):
             raise BadInput("a text has no tokens, and this model adds none: send at least one word")
         outputs: list[NDArray[np.float32]] = [_NOTHING] * len(rows)
-        for group in equal_length_runs([len(row.ids) for row in rows], TOKENS_PER_RUN):
+        groups = list(equal_length_runs([len(row.ids) for row in rows], TOKENS_PER_RUN))
+        for number, group in enumerate(groups):
             if stop is not None:
-                stop.between_parts()
+                stop.between_parts(len(groups) - number)
             for index, output in zip(group, self._forward([rows[i] for i in group]), strict=True):
                 outputs[index] = output
         remarks = {"tokens": tuple(len(row.ids) for row in rows), "truncated": tuple(i for i, row in enumerate(rows) if row.is_cut)}

@@ -60,7 +60,9 @@ def import_repository(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     environments = {
         name: environment_file(model.folder, model.config.parameters.get(PARAMETER, "")) for name, model in found.models.items()
     }
-    with tempfile.TemporaryDirectory(prefix="split-", dir=store.incoming_dir) as spare, store.writing() as writer:
+    incoming = store.incoming_path(uri)  # not beside it, where no lock tells others that the files are in use
+    incoming.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="split-", dir=incoming) as spare, store.writing() as writer:
         sources = _sources(folder, found, Path(spare), limits)
         before = store.catalog.disk_bytes()
         placed = _place(store, folder, sources, found)
