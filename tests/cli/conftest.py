@@ -12,6 +12,7 @@ import pytest
 
 from flatshare.bench.server import RunningServer
 from flatshare.cli.main import main
+from flatshare.telemetry import log
 from tests.e2e.servers import serving
 
 
@@ -43,6 +44,7 @@ def flatshare(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(log, "configure", lambda **_: None)  # it is of the whole process, for good: later tests would log to our stream
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str, stdin: bytes = b"") -> Run:
