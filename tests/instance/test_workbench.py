@@ -293,6 +293,33 @@ class TestFairness:
         assert ends == ["long", "short"]
         bench.close()
 
+    async def test_calls_without_any_text_harm_no_worker(self) -> None:
+        """Such a call is refused by its model; two that wait for one run are compared by their lengths before."""
+        bench, model, gate = Workbench(1, waiting(100)), Parted(count=1), threading.Event()
+        empty = replace(text_call("x"), inputs={"text": Tensor("text", "BYTES", np.array([], object))})
+        model.may_go_on.release(9)
+        running = asyncio.create_task(bench.run(gate.wait))
+        await until_running(bench)
+        calls = [asyncio.create_task(bench.infer(model, ModelKey("m"), empty, A, None)) for _ in range(2)]
+        await until_waiting(bench, A, 2)
+        gate.set()
+        async with asyncio.timeout(10):
+            await asyncio.gather(running, *calls, return_exceptions=True)
+        assert (await bench.run(lambda: 4)).result == 4
+        bench.close()
+
+    async def test_a_guest_brings_no_more_along_than_a_short_run_may_take(self) -> None:
+        bench, host, guest = Workbench(1, waiting(100)), Parted(), Parted(count=1)
+        long = asyncio.create_task(bench.infer(host, ModelKey("host"), text_call(MANY), A, None))
+        assert await asyncio.to_thread(host.is_running.wait, 10)
+        calls = [asyncio.create_task(bench.infer(guest, ModelKey("g"), text_call("word " * 60), A, None)) for _ in range(4)]
+        await until_waiting(bench, A, 4)
+        for model in (host, guest):
+            model.may_go_on.release(99)
+        await asyncio.gather(long, *calls, return_exceptions=True)
+        assert bench.merged == 0, "each takes 0.05 s by what is expected, so two are more than 0.06"
+        bench.close()
+
 
 class TestDeadlines:
     async def test_what_would_be_too_late_is_refused_at_once(self) -> None:

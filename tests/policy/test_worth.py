@@ -89,7 +89,7 @@ def test_a_prefetch_has_to_be_worth_twice_its_victims() -> None:
     assert not worth.is_worth_a_prefetch(2.0, 1.0)
 
 
-def test_what_was_not_worth_a_prefetch_is_weighed_again_once_it_was_asked_for_twice_as_often() -> None:
-    assert worth.is_weighed_again(1, refused_at=0)
-    assert not worth.is_weighed_again(9, refused_at=5)
-    assert worth.is_weighed_again(10, refused_at=5)
+def test_what_was_not_worth_a_prefetch_is_weighed_again_once_it_was_asked_for_twice_as_often_or_after_a_minute() -> None:
+    assert not worth.is_weighed_again(9, refused_at=5, ago_s=59)
+    assert worth.is_weighed_again(10, refused_at=5, ago_s=0)
+    assert worth.is_weighed_again(6, refused_at=5, ago_s=60)

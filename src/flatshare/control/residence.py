@@ -117,6 +117,8 @@ def _own(below: Below, prefix: str, is_over: threading.Event) -> Holding:
 
 def _other(below: Below, prefix: str, is_late: threading.Event, is_over: threading.Event) -> Holding:
     """Another endpoint's: its dead or denied store is no reason to refuse this one, nor anything to tell this one's caller."""
+    if is_late.is_set():  # it has waited behind others that are out of reach
+        return summed(below.known(prefix, is_over.is_set))
     try:
         return summed(below.listed(prefix, lambda: is_late.is_set() or is_over.is_set()))
     except (StoreUnavailable, UnknownTarget, Abandoned):

@@ -54,8 +54,8 @@ class DemandBook:
         self._models: OrderedDict[ModelKey, Known] = OrderedDict()
         self._evicted_s: dict[ModelKey, float] = {}
         self._causes: dict[ModelKey, str] = {}
-        self._refused: dict[ModelKey, int] = {}
-        """What was not worth a fetch ahead, and how often it had been asked for then."""
+        self._refused: dict[ModelKey, tuple[int, float]] = {}
+        """What was not worth a fetch ahead: how often it had been asked for then, and when that was."""
         self._loads: deque[LoadEvent] = deque(maxlen=_MOMENTS)
 
     def visit(self, key: ModelKey, source: ModelSource, at_s: float | None = None) -> None:
@@ -113,12 +113,15 @@ class DemandBook:
     def refused(self, key: ModelKey) -> None:
         """It was fetched ahead, and was not worth what would have left the disk for it."""
         if (known := self._models.get(key)) is not None:
-            self._refused[key] = known.visits.requests
+            self._refused[key] = known.visits.requests, self._clock.monotonic_s()
 
     def may_be_worth_a_fetch(self, key: ModelKey) -> bool:
-        """For the next request: False if it was not, and has not been asked for much since."""
-        known = self._models.get(key)
-        return known is None or worth.is_weighed_again(known.visits.requests, self._refused.get(key, 0))
+        """For the next request: False if it was not a moment ago, and has not been asked for much since."""
+        known, refused = self._models.get(key), self._refused.get(key)
+        if known is None or refused is None:
+            return True
+        requests, at_s = refused
+        return worth.is_weighed_again(known.visits.requests, requests, self._clock.monotonic_s() - at_s)
 
     def worth(self, key: ModelKey, weight: float = 1.0) -> float:
         """What it is worth now to have the model in memory."""

@@ -1,6 +1,7 @@
 """Step 6: the worker threads, one per core. A bounded number waits, by fair share among tenants; each run is one thread of the engine."""
 
 import asyncio
+import math
 import queue
 import threading
 import time
@@ -235,9 +236,9 @@ class Workbench:
                 return []
             return self._start(number, job, now_s)
 
-    def _start(self, number: int, job: Job, now_s: float) -> list[Job]:
-        """One that has waited, and its like."""
-        jobs = self._together(job, now_s)
+    def _start(self, number: int, job: Job, now_s: float, most_s: float = math.inf) -> list[Job]:
+        """One that has waited, and its like, as long as all of them take so long at most."""
+        jobs = self._together(job, now_s, most_s)
         for one in jobs:
             self._drift = pace.drifted(self._drift, one.predicted_wait_s, one.waited_s())
         self._under_way.begin(number, jobs, now_s)
@@ -252,14 +253,14 @@ class Workbench:
             keep_s=_KEEP_FOR_SHORT_S,
         )
 
-    def _together(self, job: Job, now_s: float) -> list[Job]:
+    def _together(self, job: Job, now_s: float, most_s: float) -> list[Job]:
         """With others of the same model that wait already: nobody is waited for, so a lone caller loses nothing."""
         if not len(self._queue):
             return [job]
         ticket, settings = job.ticket, self._sharing.queue
         others = self._visitors.are_others_than(ticket.tenant, now_s - _KEEP_FOR_SHORT_S)
         room_s = pace.batch_room_s(longest_s=settings.long_run_ms / 1e3, are_others_about=others, waited_s=job.waited_s())
-        run = _Growing(job, Batch(room_s, settings.batch_tokens), now_s)
+        run = _Growing(job, Batch(min(room_s, most_s), settings.batch_tokens), now_s)
         if ticket.mergeable is None or run.is_full() or _is_late(job, now_s):
             return run.jobs
         for other in self._queue.take_like(run.may_take, ticket.tenant):
@@ -300,7 +301,7 @@ class Workbench:
             if job is None:
                 return
             self._under_way.step_aside(number)
-            jobs = self._start(number, job, now_s)
+            jobs = self._start(number, job, now_s, self._sharing.queue.long_run_ms / 1e3)
         self._run(number, jobs)
         with self._lock:
             self._under_way.step_back(number, time.monotonic() - now_s)
@@ -346,7 +347,8 @@ def _is_like(job: Job, other: Job) -> bool:
     mine, its = job.ticket.mergeable, other.ticket.mergeable
     if mine is None or its is None or mine.model is not its.model or not other.is_wanted:
         return False
-    return 0.5 <= other.ticket.units / job.ticket.units <= 2.0 and (likeness := mine.likeness) is not None and likeness == its.likeness
+    longer, shorter = max(job.ticket.units, other.ticket.units), min(job.ticket.units, other.ticket.units)
+    return longer <= 2 * shorter and (likeness := mine.likeness) is not None and likeness == its.likeness
 
 
 def _rider(ticket: Ticket) -> Rider:

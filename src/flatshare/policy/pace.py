@@ -29,7 +29,7 @@ def updated(pace: Pace, ran_s: float, units: float) -> Pace:
 
 
 def units_of(call: InferCall) -> float:
-    """How much a call asks for, before anything is tokenised: about its tokens, or the elements of its tensors."""
+    """How much a call asks for, before anything is tokenised: about its tokens, or the elements of its tensors. Never nothing."""
     units = 0.0
     for tensor in call.inputs.values():
         if tensor.datatype == "BYTES":
@@ -37,7 +37,7 @@ def units_of(call: InferCall) -> float:
             units += sum(map(len, texts)) / _BYTES_PER_TOKEN + 2 * tensor.data.size
         else:
             units += tensor.data.size
-    return units
+    return max(1.0, units)
 
 
 def seconds(pace: Pace, units: float) -> float:

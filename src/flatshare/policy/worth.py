@@ -44,9 +44,12 @@ def is_worth_a_prefetch(worth_in: float, worth_out: float) -> bool:
     return worth_in > _SAFETY * worth_out
 
 
-def is_weighed_again(requests: int, refused_at: int) -> bool:
-    """May what was not worth a prefetch after so many requests be worth one now? To find out takes a look at the store and a process."""
-    return requests >= 2 * refused_at  # what becomes worth it sooner, the rounds of the prefetcher find
+_WEIGHED_AGAIN_S = 60.0
+
+
+def is_weighed_again(requests: int, refused_at: int, ago_s: float) -> bool:
+    """May what was not worth a prefetch then, after so many requests, be worth one now? It takes a look at the store to find out."""
+    return requests >= 2 * refused_at or ago_s >= _WEIGHED_AGAIN_S  # others may have left meanwhile
 
 
 def _faded(visits: Visits, now_s: float) -> list[float]:

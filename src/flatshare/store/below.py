@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import obstore
 
-from flatshare.core.errors import Abandoned
+from flatshare.core.errors import Abandoned, StoreUnavailable
 from flatshare.core.ids import ArtifactUri
 from flatshare.core.spec import ModelManifest, ModelSize
 from flatshare.store.archive import archive_kind
@@ -114,9 +114,15 @@ def _local_files(root: str, top: str) -> Iterator[tuple[tuple[str, ...], int]]:
         if len(above) > _MAX_DEPTH:  # a link that leads up again has no end
             folders.clear()
         for name in names:
-            path = Path(folder, name)
-            if path.exists():  # a link may lead nowhere
-                yield (*above, name), path.stat().st_size
+            try:
+                size = Path(folder, name).stat().st_size
+            except FileNotFoundError:
+                continue  # a link that leads nowhere, or a file that has gone meanwhile
+            except PermissionError as error:
+                raise denied(root) from error
+            except OSError as error:
+                raise StoreUnavailable(f"'{root}' cannot be read ({error}): try again.") from error
+            yield (*above, name), size
 
 
 def _remote_files(root: str, scheme: str, path: str) -> Iterator[tuple[tuple[str, ...], int]]:

@@ -1,6 +1,7 @@
 """From an unpacked Triton repository to an immutable package in the store."""
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -62,6 +63,8 @@ def import_repository(store: TensorStore, folder: Path, uri: ArtifactUri, versio
     }
     incoming = store.incoming_path(uri)  # not beside it, where no lock tells others that the files are in use
     incoming.mkdir(exist_ok=True)
+    for left in incoming.glob("split-*"):  # by an import that was killed
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix="split-", dir=incoming) as spare, store.writing() as writer:
         sources = _sources(folder, found, Path(spare), limits)
         before = store.catalog.disk_bytes()
