@@ -137,3 +137,19 @@ async def test_a_run_that_hangs_replaces_the_instance() -> None:
         assert "hangs" in it.flat.entries("recycle")[0].reason
         gate.set()
         await hanging
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_thread_that_has_ended_replaces_the_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(_: int) -> None:
+        raise RuntimeError("a bug")
+
+    async with watched() as it:
+        await it.look()
+        assert it.recycled == 0
+        monkeypatch.setattr(it.workbench, "_until_called", end)
+        await it.workbench.run(lambda: 1)
+        await it.flat.until(lambda: not it.workbench.is_whole)
+        await it.look()
+        assert it.recycled == 1
+        assert "engine thread" in it.flat.entries("recycle")[0].reason

@@ -67,6 +67,8 @@ class Watch:
         await self._heed_pressure()
         await self._end_idle()
         await self._see_that_memory_came_back()
+        if not self._workbench.is_whole:
+            self._replace_instance("an engine thread has ended, and nobody works on what it was handed", _HUNG_DRAIN_S)
         ran_s = self._workbench.longest_run_s()
         if ran_s > self._max_run_s:
             self._replace_instance(f"a run hangs for {ran_s:.0f} s, and a thread cannot be stopped", _HUNG_DRAIN_S)

@@ -136,6 +136,11 @@ class Workbench:
         with self._lock:
             return self._queue.lines()
 
+    @property
+    def is_whole(self) -> bool:
+        """All workers are there. One ends before `close` only by a mistake of ours."""
+        return self._is_closed or all(thread.is_alive() for thread in self._threads)
+
     def longest_run_s(self) -> float:
         """How long the oldest run has been under way."""
         with self._lock:
