@@ -74,6 +74,11 @@ class Ground:
             import_all(server, self.catalogue, self.begin)
             yield server
 
+    def fill_store(self) -> None:
+        """All models are on the disk afterwards, and nothing is in memory."""
+        with self.server():
+            return
+
 
 def run(folder: Path, scale: Scale, begin: Steps, only: Collection[str] = (), peers: Peers = NO_PEERS) -> dict[str, float]:
     """Measure the parts named, or all, in `folder`; what comes back and what fits on `peers` too."""
@@ -179,8 +184,7 @@ def _in_one_gib(ground: Ground) -> None:
     catalogue, prefix, results, step = ground.catalogue, ground.prefix, ground.results, ground.begin("models in 1 GiB", 3)
     if not (_CGROUP / "cgroup.procs").exists():
         return  # only a cgroup of the first version that we may write is known here
-    with ground.server():  # all models are imported then
-        pass
+    ground.fill_store()
     step()
     group = _CGROUP / f"flatshare-{uuid4().hex[:8]}"
     group.mkdir()
@@ -232,8 +236,7 @@ def _prepacked(ground: Ground) -> None:
 def _peers(ground: Ground) -> None:
     if ground.peers == NO_PEERS:
         return
-    with ground.server():  # all models are imported then
-        pass
+    ground.fill_store()
     for key, value in memory_peers.run(ground.folder / "peers", ground.data / "store", ground.peers, ground.begin).items():
         ground.results.put(key, value, 3)
 
